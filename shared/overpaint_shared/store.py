@@ -1,0 +1,390 @@
+"""Pictures in S3-compatible storage: inputs by their SHA-256, results by job and fencing token.
+
+    inputs/<owner>/<sha256>             uploaded once, read back with its hash checked
+    results/<job>/<token>/<name>        written once by the attempt that holds the token
+
+Every method raises a typed `StoreError` (see `store_errors`), never one of boto3's.
+"""
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import botocore.exceptions as boto
+from botocore.config import Config
+
+from overpaint_shared.errors import InputError, StoreError, StoreMissing, StoreNoBucket
+from overpaint_shared.settings import StoreSettings
+from overpaint_shared.store_errors import NO_ANSWER, explained, is_code
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+INPUTS = "inputs/"
+RESULTS = "results/"
+MAX_LINK_S = 604_800  # the longest a version 4 signature may live
+READS = 3  # whole reads of one object; botocore retries a request, but not a body cut in the middle
+CHUNK_BYTES = 1 << 20
+WRITES = 4  # conditional writes that S3 answers with 409 (two at once) are to be sent again
+
+# Garbage collection removes inputs that no record names once they are a day old. An input that is about to be
+# named again is therefore written anew when it is half that old, so that no submit races the collector.
+REFRESH_AFTER = timedelta(hours=12)
+KNOWN_FOR = timedelta(hours=1)
+KNOWN_MAX = 100_000
+
+_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_client_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class StoredInput:
+    """One uploaded picture, as listed for garbage collection."""
+
+    owner: str
+    sha256: str
+    size: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class StoredAttempt:
+    """All objects of one attempt at a job: `size` in bytes together, `modified` of the newest."""
+
+    job_id: str
+    token: int
+    size: int
+    modified: datetime
+
+
+class Store:
+    """The farm's bucket. Thread safe; all stores of a process with the same settings share one boto3 client."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self.settings = settings
+        self._known: dict[str, datetime] = {}
+        self._known_lock = threading.Lock()
+
+    @property
+    def endpoint(self) -> str:
+        """The server's address, for messages."""
+        return self.settings.endpoint_url or f"AWS, region {self.settings.region}"
+
+    @property
+    def _s3(self) -> "S3Client":
+        with _client_lock:  # making clients is not thread safe, using one is
+            return _client(self.settings)
+
+    # Inputs
+
+    def put_input(self, owner: str, data: bytes) -> str:
+        """Store an input under its owner and hash unless it is there; the SHA-256 in hex."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        key = input_key(owner, sha256)
+        if not self._is_known(key):
+            with self._explained("write an input", key):
+                self._write_input(key, data)
+            self._remember(key)
+        return sha256
+
+    def get_input(self, owner: str, sha256: str, max_bytes: int) -> bytes:
+        """An input's bytes, hash checked. Raises InputError over `max_bytes`, StoreMissing, StoreError if damaged."""
+        key = input_key(owner, sha256)
+        data = self._read("read an input", self.settings.bucket, key, max_bytes)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise StoreError(
+                f"the stored input {key!r} is damaged: its bytes do not have the SHA-256 it is named by",
+                value=sha256,
+                fix="delete the object and submit the picture again",
+            )
+        return data
+
+    def has_input(self, owner: str, sha256: str) -> bool:
+        """Whether an input is stored."""
+        key = input_key(owner, sha256)
+        with self._explained("look for an input", key):
+            return self._head(key) is not None
+
+    def read_external(self, url: str, max_bytes: int) -> bytes:
+        """The bytes of `s3://bucket/key`; InputError unless the bucket is one of `s3_read_buckets`."""
+        bucket, key = external_address(url, self.settings.read_buckets)
+        return self._read(f"read {url}", bucket, key, max_bytes)
+
+    # Results
+
+    def put_result(self, job_id: str, token: int, name: str, data: bytes, content_type: str) -> str:
+        """Write one file of an attempt and return its key. Writing the same bytes again is no error."""
+        key = result_key(job_id, token, name)
+        with self._explained("write a result", key):
+            if not self._put_if_absent(key, data, content_type) and not self._same(key, data):
+                raise StoreError(f"cannot write a result: {key!r} is there with other bytes", value=key)
+        return key
+
+    def get(self, key: str, max_bytes: int) -> bytes:
+        """An object's bytes; InputError when it is larger than `max_bytes`, told before reading it."""
+        return self._read("read an object", self.settings.bucket, key, max_bytes)
+
+    def link(self, key: str, expires_s: int = 3600) -> str:
+        """A signed address that anyone may GET for `expires_s` seconds (1 to a week). Asks no server."""
+        if not 1 <= expires_s <= MAX_LINK_S:
+            raise ValueError(f"expires_s is {expires_s}; a link lives 1 to {MAX_LINK_S} seconds")
+        with self._explained("sign a link", key):
+            params = {"Bucket": self.settings.bucket, "Key": key}
+            return self._s3.generate_presigned_url("get_object", Params=params, ExpiresIn=expires_s)
+
+    # Garbage
+
+    def delete_attempt(self, job_id: str, token: int) -> int:
+        """Delete all objects of an attempt; how many there were."""
+        prefix = f"{RESULTS}{_segment('job', job_id)}/{int(token)}/"
+        count = 0
+        for found in list(self._list(prefix)):
+            self._delete(found["Key"])
+            count += 1
+        return count
+
+    def delete_input(self, owner: str, sha256: str) -> None:
+        """Delete an input; none there is no error."""
+        key = input_key(owner, sha256)
+        with self._known_lock:
+            self._known.pop(key, None)
+        self._delete(key)
+
+    def attempts(self) -> Iterator[StoredAttempt]:
+        """Every attempt that has written something, listed page by page. Foreign objects are passed over."""
+        parsed = ((parts, found) for found in self._list(RESULTS) if (parts := _attempt_of(found["Key"])))
+        for (job_id, token), group in groupby(parsed, key=lambda pair: pair[0]):
+            objects = [found for _, found in group]
+            newest = max(found["LastModified"] for found in objects)
+            yield StoredAttempt(job_id, token, sum(found["Size"] for found in objects), newest)
+
+    def inputs(self) -> Iterator[StoredInput]:
+        """Every stored input, listed page by page. Foreign objects are passed over."""
+        for found in self._list(INPUTS):
+            owner, _, sha256 = found["Key"].removeprefix(INPUTS).partition("/")
+            if _SEGMENT.fullmatch(owner) and _SHA256.fullmatch(sha256):
+                yield StoredInput(owner, sha256, found["Size"], found["LastModified"])
+
+    # The bucket
+
+    def ping(self) -> None:
+        """Ask the server for one key of the bucket: proves address, key, bucket and permission to list."""
+        # Not HeadBucket: its answers have no body, so a wrong key could not be told from a missing permission.
+        with self._explained("look into the bucket"):
+            self._s3.list_objects_v2(Bucket=self.settings.bucket, MaxKeys=1)
+
+    def ensure_bucket(self) -> bool:
+        """Create the bucket unless it is there; whether it was created."""
+        try:
+            self.ping()
+        except StoreNoBucket:
+            with self._explained("create the bucket"):
+                return self._create_bucket()
+        return False
+
+    def _create_bucket(self) -> bool:
+        where: dict[str, Any] = {}
+        if self.settings.endpoint_url is None and self.settings.region != "us-east-1":  # AWS insists on both
+            where = {"CreateBucketConfiguration": {"LocationConstraint": self.settings.region}}
+        try:
+            self._s3.create_bucket(Bucket=self.settings.bucket, **where)
+        except boto.ClientError as error:
+            if is_code(error, "BucketAlreadyOwnedByYou", "BucketAlreadyExists"):  # another process was quicker
+                return False
+            raise
+        return True
+
+    # Writing
+
+    def _write_input(self, key: str, data: bytes) -> None:
+        found = self._head(key)
+        if found is not None and found["ContentLength"] == len(data):
+            if datetime.now(UTC) - found["LastModified"] > REFRESH_AFTER:
+                self._s3.put_object(Bucket=self.settings.bucket, Key=key, Body=data)
+            return
+        if found is None and self._put_if_absent(key, data, "application/octet-stream"):
+            return
+        if not self._same(key, data):  # a torn or foreign object has the name of our bytes: put it right
+            self._s3.put_object(Bucket=self.settings.bucket, Key=key, Body=data)
+
+    def _put_if_absent(self, key: str, data: bytes, content_type: str) -> bool:
+        """One conditional PUT. False: the key was taken, perhaps by our own first try whose answer got lost."""
+        for attempt in range(WRITES):
+            try:
+                self._s3.put_object(
+                    Bucket=self.settings.bucket, Key=key, Body=data, ContentType=content_type, IfNoneMatch="*"
+                )
+            except boto.ClientError as error:
+                if is_code(error, "PreconditionFailed", "412"):
+                    return False
+                if not is_code(error, "ConditionalRequestConflict", "409") or attempt == WRITES - 1:
+                    raise
+            else:
+                return True
+        raise AssertionError("the last attempt returns or raises")
+
+    def _same(self, key: str, data: bytes) -> bool:
+        """Whether the stored object has these bytes: by its ETag, an MD5, or by reading it where it is none."""
+        found = self._head(key)
+        if found is None or found["ContentLength"] != len(data):
+            return False
+        etag = found["ETag"].strip('"').lower()
+        if etag == hashlib.md5(data, usedforsecurity=False).hexdigest():
+            return True
+        return self._read_once(self.settings.bucket, key, len(data)) == data
+
+    def _head(self, key: str) -> dict[str, Any] | None:
+        try:
+            return dict(self._s3.head_object(Bucket=self.settings.bucket, Key=key))
+        except boto.ClientError as error:
+            if is_code(error, "404", "NoSuchKey", "NotFound"):
+                return None
+            raise
+
+    def _is_known(self, key: str) -> bool:
+        with self._known_lock:
+            seen = self._known.get(key)
+        return seen is not None and datetime.now(UTC) - seen < KNOWN_FOR
+
+    def _remember(self, key: str) -> None:
+        with self._known_lock:
+            if len(self._known) >= KNOWN_MAX:
+                self._known.clear()
+            self._known[key] = datetime.now(UTC)
+
+    # Reading
+
+    def _read(self, action: str, bucket: str, key: str, max_bytes: int) -> bytes:
+        with explained(action, bucket=bucket, endpoint=self.endpoint, key=key):
+            for _ in range(READS - 1):
+                try:
+                    return self._read_once(bucket, key, max_bytes)
+                except NO_ANSWER:
+                    continue
+            return self._read_once(bucket, key, max_bytes)
+
+    def _read_once(self, bucket: str, key: str, max_bytes: int) -> bytes:
+        answer = self._s3.get_object(Bucket=bucket, Key=key)
+        with answer["Body"] as body:
+            if answer["ContentLength"] > max_bytes:
+                raise _too_large(key, answer["ContentLength"], max_bytes)
+            return _capped(body.read, key, max_bytes)
+
+    # Small things
+
+    def _list(self, prefix: str) -> Iterator[Any]:
+        with self._explained("list the bucket"):
+            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.settings.bucket, Prefix=prefix)
+            for page in pages:
+                yield from page.get("Contents", [])
+
+    def _delete(self, key: str) -> None:
+        with self._explained("delete an object", key):
+            self._s3.delete_object(Bucket=self.settings.bucket, Key=key)
+
+    def _explained(self, action: str, key: str | None = None) -> AbstractContextManager[None]:
+        return explained(action, bucket=self.settings.bucket, endpoint=self.endpoint, key=key)
+
+
+def input_key(owner: str, sha256: str) -> str:
+    """`inputs/<owner>/<sha256>`; ValueError for names that could leave their folder."""
+    if not _SHA256.fullmatch(sha256):
+        raise ValueError(f"{sha256!r} is no SHA-256 in lower-case hex")
+    return f"{INPUTS}{_segment('owner', owner)}/{sha256}"
+
+
+def result_key(job_id: str, token: int, name: str) -> str:
+    """`results/<job>/<token>/<name>`; ValueError for names that could leave their folder."""
+    return f"{RESULTS}{_segment('job', job_id)}/{int(token)}/{_segment('name', name)}"
+
+
+def external_address(url: str, allowed: tuple[str, ...]) -> tuple[str, str]:
+    """(bucket, key) of an `s3://` address; InputError unless it is whole and its bucket is allowed."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")  # by hand: a key may hold ? and #, which a URL parser takes for its own
+    if scheme != "s3" or not bucket or not key:
+        raise InputError(f"{url!r} is no S3 address", value=url, fix="write s3://bucket/key")
+    if bucket not in allowed:
+        names = ", ".join(allowed) or "none"
+        raise InputError(
+            f"jobs may not read from bucket {bucket!r}; allowed: {names}",
+            value=url,
+            fix="name a local file, or let an operator add the bucket to OVERPAINT_S3_READ_BUCKETS",
+        )
+    return bucket, key
+
+
+@lru_cache(maxsize=8)
+def _client(settings: StoreSettings) -> "S3Client":
+    config = Config(
+        signature_version="s3v4",
+        retries={"mode": "standard", "max_attempts": 5},
+        connect_timeout=3,
+        read_timeout=60,
+        max_pool_connections=32,
+        request_checksum_calculation=settings.checksums,
+        response_checksum_validation=settings.checksums,
+        # Servers other than AWS seldom answer at bucket.host.
+        s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
+    )
+    session = boto3.session.Session()
+    with explained("reach the bucket", bucket=settings.bucket, endpoint=settings.endpoint_url or "AWS"):
+        return session.client(
+            "s3",
+            endpoint_url=settings.endpoint_url,
+            region_name=settings.region,
+            aws_access_key_id=settings.access_key,
+            aws_secret_access_key=settings.secret_key,
+            config=config,
+        )
+
+
+def _capped(read: Callable[[int], bytes], key: str, max_bytes: int) -> bytes:
+    """Read to the end, but never more than `max_bytes`, whatever length the server promised."""
+    parts: list[bytes] = []
+    size = 0
+    while part := read(CHUNK_BYTES):
+        size += len(part)
+        if size > max_bytes:
+            raise _too_large(key, size, max_bytes)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _too_large(key: str, size: int, max_bytes: int) -> InputError:
+    return InputError(
+        f"the object {key!r} has {size} bytes or more; at most {max_bytes} are read",
+        value=size,
+        fix="use a smaller picture, or let an operator raise OVERPAINT_MAX_INPUT_BYTES",
+    )
+
+
+def _segment(what: str, text: str) -> str:
+    if not _SEGMENT.fullmatch(text):
+        raise ValueError(f"{what} {text!r} cannot be part of a key: letters, digits and . _ @ + - only")
+    return text
+
+
+def _attempt_of(key: str) -> tuple[str, int] | None:
+    parts = key.removeprefix(RESULTS).split("/")
+    return (parts[0], int(parts[1])) if len(parts) >= 3 and parts[1].isdecimal() else None
+
+
+__all__ = [
+    "Store",
+    "StoreMissing",
+    "StoredAttempt",
+    "StoredInput",
+    "external_address",
+    "input_key",
+    "result_key",
+]
