@@ -1,0 +1,92 @@
+"""Child processes of a local farm: started under guard, logged to files, stopped in order, never orphaned."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from overpaint_shared.errors import ServiceError
+
+GUARD = Path(__file__).with_name("guard.py")
+POLL_S = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Child:
+    """A running program, its output in the file `log`.
+
+    It leads a session of its own, so that a terminal's Ctrl-C reaches only `overpaint up`, which then stops
+    its children one after the other.
+    """
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.process.poll() is None
+
+    def stop(self, timeout_s: float = 15.0) -> int:
+        """End it with SIGTERM, then what is left of its group with SIGKILL. Returns its exit status."""
+        if self.alive:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout_s)
+        return self.kill()
+
+    def kill(self) -> int:
+        """SIGKILL its whole process group at once, as a power cut would. Returns the exit status."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
+
+    def tail(self, lines: int = 15) -> str:
+        """The last `lines` lines of its log."""
+        with contextlib.suppress(OSError):
+            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        return ""
+
+
+def start(name: str, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> Child:
+    """Start `argv` under guard: it gets SIGTERM when the calling *thread* ends, so call from one that lives.
+
+    `env` is added to this process's environment. A program that is not there shows in `wait_ready`.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    guarded = [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), *argv]
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            guarded,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+    return Child(name=name, process=process, log=log)
+
+
+def wait_ready(child: Child, answers: Callable[[], bool], *, timeout_s: float) -> None:
+    """Wait until `answers()` is true. Raises ServiceError if the child ends or time runs out."""
+    deadline = time.monotonic() + timeout_s
+    while child.alive:
+        if answers():
+            return
+        if time.monotonic() > deadline:
+            child.stop()
+            raise ServiceError(
+                f"{child.name} did not answer within {timeout_s:g} s.\n{child.tail()}",
+                fix=f"read {child.log}",
+            )
+        time.sleep(POLL_S)
+    raise ServiceError(
+        f"{child.name} ended at its start, status {child.process.returncode}.\n{child.tail()}",
+        fix=f"read {child.log}",
+    )

