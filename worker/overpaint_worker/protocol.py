@@ -14,8 +14,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
-from typing import Any, ClassVar, Final, get_origin, get_type_hints
+from typing import Any, ClassVar, Final, get_args, get_origin, get_type_hints
 
 from overpaint_shared.errors import EngineError
 
@@ -202,10 +201,9 @@ ToEngine = Render | Cancel | Load | Stop
 ToWorker = Ready | Loading | Loaded | Unit | Progress | Done | Failed | Cancelled | Credits | Stats
 Message = ToEngine | ToWorker
 
-_CLASSES: Final[tuple[type[Message], ...]] = (
-    Render, Cancel, Load, Stop, Ready, Loading, Loaded, Unit, Progress, Done, Failed, Cancelled, Credits, Stats,
-)  # fmt: skip
-_BY_KIND: Final[dict[str, type[Message]]] = {c.__name__.lower(): c for c in _CLASSES}
+_BY_NAME: Final[dict[str, type[Message]]] = {
+    c.__name__.lower(): c for c in (*get_args(ToEngine), *get_args(ToWorker))
+}
 
 
 # --------------------------------------------------------------------------------------------- framing
@@ -213,7 +211,7 @@ _BY_KIND: Final[dict[str, type[Message]]] = {c.__name__.lower(): c for c in _CLA
 
 def encode(message: Message) -> bytes:
     """One frame. Raises `ProtocolError` if it would be larger than the other end accepts."""
-    header: dict[str, Any] = {"kind": type(message).__name__.lower()}
+    header: dict[str, Any] = {"message": type(message).__name__.lower()}
     blobs: list[bytes] = []
     for f in fields(message):
         value = getattr(message, f.name)
@@ -225,21 +223,24 @@ def encode(message: Message) -> bytes:
     head = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
     size = _LENGTH.size + len(head) + sum(map(len, blobs))
     if len(head) > MAX_HEADER_BYTES or size > MAX_FRAME_BYTES:
-        raise ProtocolError(f"a {header['kind']} message of {size} bytes is too large (at most {MAX_FRAME_BYTES})")
+        raise ProtocolError(
+            f"a {header['message']} message of {size} bytes is too large (at most {MAX_FRAME_BYTES})"
+        )
     return b"".join((_LENGTH.pack(len(head)), head, *blobs))
 
 
 def decode(frame: bytes) -> Message:
     """The message in a frame. Raises `ProtocolError` for anything that `encode` does not make."""
     header, body = _split(frame)
-    kind = header.pop("kind", None)
-    cls = _BY_KIND.get(kind) if isinstance(kind, str) else None
+    name = header.pop("message", None)
+    cls = _BY_NAME.get(name) if isinstance(name, str) else None
     if cls is None:
-        raise ProtocolError(f"unknown kind of message: {kind!r}")
-    for name in (f.name for f in fields(cls) if f.metadata.get("attached")):
-        header[name], body = _cut(header.get(name), body)
+        raise ProtocolError(f"there is no message {name!r}")
+    for f in fields(cls):
+        if f.metadata.get("attached"):
+            header[f.name], body = _cut(header.get(f.name), body)
     if len(body):
-        raise ProtocolError(f"{len(body)} bytes are left over after a {kind} message")
+        raise ProtocolError(f"{len(body)} bytes are left over after a {name} message")
     _check(cls, header)
     return cls(**header)
 
@@ -272,7 +273,6 @@ def _cut(sizes: object, body: memoryview) -> tuple[dict[str, bytes], memoryview]
     return out, body
 
 
-@cache
 def _field_types(cls: type[Message]) -> dict[str, tuple[type, ...]]:
     hints = get_type_hints(cls)
     out: dict[str, tuple[type, ...]] = {}
@@ -282,10 +282,17 @@ def _field_types(cls: type[Message]) -> dict[str, tuple[type, ...]]:
     return out
 
 
+_FIELD_TYPES: Final = {cls: _field_types(cls) for cls in _BY_NAME.values()}
+
+
 def _check(cls: type[Message], given: dict[str, Any]) -> None:
-    types = _field_types(cls)
+    types = _FIELD_TYPES[cls]
     if wrong := given.keys() ^ types.keys():
-        raise ProtocolError(f"a {cls.__name__} message has no, or should have, the fields: {', '.join(sorted(wrong))}")
+        raise ProtocolError(
+            f"fields that a {cls.__name__} lacks or does not have: {', '.join(sorted(wrong))}"
+        )
     for name, value in given.items():
         if type(value) not in types[name]:  # exact: JSON's true is no integer
-            raise ProtocolError(f"{cls.__name__}.{name} is {type(value).__name__}, not {types[name][0].__name__}")
+            raise ProtocolError(
+                f"{cls.__name__}.{name} is {type(value).__name__}, not {types[name][0].__name__}"
+            )
