@@ -1,0 +1,95 @@
+"""Which queue the next message is taken from: one model at a time, and none when the worker is full.
+
+Celery asks `ModelCycle` before each BRPOP; the rules are `Intake`'s. One hook thus gives affinity (a model's jobs
+meet in a batch), back-pressure (no more messages than the engine has credits for) and draining.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+from kombu.utils.scheduling import priority_cycle
+
+SWITCH_AFTER_S = 30.0
+
+
+class Intake:
+    """Whether the worker takes messages, and of which model.
+
+    `choose` and `taken` are called in Celery's main thread only; the attributes are set from other threads, each by
+    a single assignment.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, str],
+        *,
+        slots: int,
+        held: Callable[[], int],
+        switch_after_s: float = SWITCH_AFTER_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`models` maps queue names to models; `held` counts the messages that this worker has and has not ended."""
+        self.models = dict(models)
+        self.engine_up = False
+        self.draining = False
+        self.credits = slots
+        self.waiting: Mapping[str, float] = {}
+        """Seconds that the oldest waiting job of each model has waited, as last seen."""
+        self.open_queue: str | None = None
+        self._slots = slots
+        self._held = held
+        self._switch_after_s = switch_after_s
+        self._clock = clock
+        self._since = clock()
+
+    @property
+    def closed(self) -> bool:
+        """Nothing may be taken: the worker drains, or its engine is not up."""
+        return self.draining or not self.engine_up
+
+    @property
+    def room(self) -> int:
+        """How many messages more it may hold."""
+        return max(0, min(self._slots, max(1, self.credits)) - self._held())
+
+    def choose(self, queues: Sequence[str]) -> list[str]:
+        """The queues to ask next, in order. Queues that are no model's, such as reply queues, always pass."""
+        others = [q for q in queues if q not in self.models]
+        return others + self._choose_models([q for q in queues if q in self.models])
+
+    def taken(self, queue: str) -> None:
+        """A message came from this queue. The first one of an idle worker opens its model."""
+        if not self._held():
+            self.open_queue = queue
+            self._since = self._clock()
+
+    def _choose_models(self, queues: list[str]) -> list[str]:
+        if self.closed or not self.room:
+            return []
+        late = self._late(queues)
+        if not self._held():  # idle: any model, the open one first, or last when another's turn has come
+            return sorted(queues, key=lambda q: (q == self.open_queue) if late else (q != self.open_queue))
+        return [] if late else [q for q in queues if q == self.open_queue]  # late: drain, then switch
+
+    def _late(self, queues: list[str]) -> bool:
+        """Another model's oldest job has waited long enough, and the open model has had its time."""
+        if self._clock() - self._since < self._switch_after_s:
+            return False
+        waited = (self.waiting.get(self.models[q], 0.0) for q in queues if q != self.open_queue)
+        return max(waited, default=0.0) >= self._switch_after_s
+
+
+class ModelCycle(priority_cycle):  # type: ignore[misc]  # kombu ships no types
+    """kombu's order of queues, decided by the worker's `Intake`. Named in `queue_order_strategy`."""
+
+    intake: ClassVar[Intake | None] = None
+    """Set once at start: kombu makes the cycle itself, by name and without arguments."""
+
+    def consume(self, n: int) -> list[str]:
+        """The queues for the next BRPOP, of the `n` that are active."""
+        queues: list[str] = list(self.items[:n])
+        return self.intake.choose(queues) if self.intake else queues
+
+
+STRATEGY = f"{__name__}:{ModelCycle.__name__}"

@@ -1,0 +1,342 @@
+"""The engine process as its worker sees it: started, fed, watched, killed and started again.
+
+One permanent thread, the keeper, starts the process and reads from it. (It must be permanent: a process that asked to
+die with its parent dies with the *thread* that started it.) Another writes, so that no caller ever waits for a full
+pipe, and a third kills an engine that misses a deadline. Those who want a job rendered wait on a future.
+"""
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Protocol
+
+import structlog
+
+from overpaint_shared.errors import EngineDied, EngineHung
+from overpaint_worker.crashes import ANSWER_S, START_S, Barren, InFlight, Watch
+from overpaint_worker.protocol import (
+    CPU_STAGE_BUDGET_S,
+    MAX_FRAME_BYTES,
+    Cancel,
+    Cancelled,
+    Credits,
+    Done,
+    Failed,
+    Load,
+    Loaded,
+    Loading,
+    Progress,
+    ProtocolError,
+    Ready,
+    Render,
+    Stats,
+    Stop,
+    ToEngine,
+    ToWorker,
+    Unit,
+    decode,
+    encode,
+)
+
+LEAVE_S = 1.0
+WATCH_S = 0.1
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Gone:
+    """The engine ended while it had the job. `counted`: the job was at work when it did."""
+
+    error: EngineDied | EngineHung
+    counted: bool
+
+
+Answer = Done | Failed | Cancelled | Gone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How an engine is started. Its end of the socket is appended to `argv` as `--fd N`."""
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    start_s: float = START_S
+    answer_s: float = ANSWER_S
+    cpu_stage_s: float = CPU_STAGE_BUDGET_S
+
+
+class Listener(Protocol):
+    """Who is told what the engine says. Called in the keeper's thread: be quick and raise nothing."""
+
+    def engine_ready(self, ready: Ready) -> None:
+        """It takes work."""
+
+    def engine_gone(self) -> None:
+        """It takes no work until it is ready again."""
+
+    def engine_progress(self, progress: Progress) -> None:
+        """A job got on."""
+
+    def engine_credits(self, slots: int) -> None:
+        """It wants to hold so many jobs."""
+
+    def engine_given_up(self, reason: str) -> None:
+        """It crashed three times without one step and is not started again."""
+
+
+class EngineClient:
+    """The worker's engine. All methods are thread-safe and return at once."""
+
+    def __init__(self, launch: Launch, listener: Listener) -> None:
+        self._launch = launch
+        self._listener = listener
+        self._lock = threading.Lock()
+        self._futures: dict[tuple[str, int], Future[Answer]] = {}
+        self._process: _Process | None = None
+        self._closing = threading.Event()
+        self._barren = Barren()
+        self._keeper = threading.Thread(target=self._keep, name="engine-keeper", daemon=True)
+        self._watchdog = threading.Thread(target=self._guard, name="engine-watchdog", daemon=True)
+        self.stats: Stats | None = None
+        self.loaded: frozenset[str] = frozenset()
+
+    @property
+    def pid(self) -> int | None:
+        """The process that runs now."""
+        process = self._process
+        return process.popen.pid if process else None
+
+    def start(self) -> None:
+        """Start the engine; `Listener.engine_ready` tells when it is up."""
+        self._keeper.start()
+        self._watchdog.start()
+
+    def render(self, job: Render) -> Future[Answer]:
+        """Have a job rendered. The future always gets an answer. Raises ProtocolError if the job is too large."""
+        frame = encode(job)
+        future: Future[Answer] = Future()
+        with self._lock:
+            process = self._process
+            if process is None or not process.watch.ready:
+                future.set_result(Gone(EngineDied("the engine was not up"), counted=False))
+                return future
+            self._futures[job.job, job.token] = future
+            process.watch.jobs[job.job] = InFlight(sent_at=time.monotonic(), alone=job.alone)
+            process.send(frame)
+        return future
+
+    def cancel(self, job: str, token: int) -> None:
+        """Ask for an attempt to be stopped; its future says when it is."""
+        self._send(Cancel(job=job, token=token))
+
+    def forget(self, job: str, token: int) -> None:
+        """Have an attempt stopped and wait for nothing: its future answers `Cancelled` now."""
+        self._send(Cancel(job=job, token=token))
+        self._answer(Cancelled(job=job, token=token))
+
+    def load(self, model: str) -> None:
+        """Load a model before a job asks for it."""
+        self._send(Load(model=model))
+
+    def stop(self) -> None:
+        """End the engine; what it still has is answered with `Gone`, uncounted."""
+        self._closing.set()
+        if process := self._process:
+            process.send(encode(Stop()))
+            process.leave(LEAVE_S)
+        self._end_all(EngineDied("the worker stops"), frozenset())
+
+    # The keeper's thread
+
+    def _keep(self) -> None:
+        while not self._closing.is_set():
+            process = _Process(self._launch)
+            with self._lock:
+                self._process = process
+            log.info("engine started", action="engine.started", engine_pid=process.popen.pid)
+            try:
+                while True:
+                    self._heard(process, process.read())
+            except (EOFError, OSError, ProtocolError) as error:
+                self._ended(process, error)
+            if self._barren.give_up:
+                self._listener.engine_given_up(f"the engine ended {self._barren.count} times without one step")
+                return
+            self._closing.wait(self._barren.pause_s)
+
+    def _heard(self, process: "_Process", message: ToWorker) -> None:
+        now = time.monotonic()
+        watch = process.watch
+        with self._lock:
+            watch.heard(now)
+            match message:
+                case Unit():
+                    watch.unit(message.stage, message.budget_s, message.jobs, now)
+                case Progress():
+                    watch.progress(message.job, message.stage, message.step, now)
+                case Ready():
+                    watch.ready = True
+        match message:
+            case Done() | Failed() | Cancelled():
+                self._answer(message)
+            case Progress():
+                self._listener.engine_progress(message)
+            case Credits():
+                self._listener.engine_credits(message.slots)
+            case Ready():
+                log.info(
+                    "engine ready",
+                    action="engine.ready",
+                    engine_pid=message.pid,
+                    device=message.device,
+                    device_name=message.device_name,
+                )
+                self._listener.engine_ready(message)
+            case Loading():
+                log.info("model loading", action="model.loading", model=message.model)
+            case Loaded():
+                self.loaded |= {message.model}
+                log.info("model loaded", action="model.loaded", model=message.model, seconds=message.seconds)
+            case Stats():
+                self.stats, self.loaded = message, frozenset(message.models)
+            case Unit():
+                pass
+
+    def _ended(self, process: "_Process", error: Exception) -> None:
+        status = process.reap()
+        with self._lock:
+            self._process = None
+            self.stats, self.loaded = None, frozenset()
+        if self._closing.is_set():
+            return
+        self._listener.engine_gone()
+        self._barren.ended(process.watch)
+        suspects = process.watch.suspects()
+        why: EngineDied | EngineHung
+        if process.hung:
+            why = EngineHung(f"the engine hung and was killed: {process.hung}")
+        else:
+            said = f": {error}" if isinstance(error, ProtocolError) else ""
+            why = EngineDied(f"the engine ended, {_status_in_words(status)}{said}")
+        log.error(
+            str(why), action="engine.hung" if process.hung else "engine.died", status=status, at_work=sorted(suspects)
+        )
+        self._end_all(why, suspects)
+
+    # Futures
+
+    def _answer(self, answer: Done | Failed | Cancelled) -> None:
+        with self._lock:
+            future = self._futures.pop((answer.job, answer.token), None)
+            if future and self._process:
+                self._process.watch.jobs.pop(answer.job, None)
+        if future:
+            future.set_result(answer)
+
+    def _end_all(self, error: EngineDied | EngineHung, suspects: frozenset[str]) -> None:
+        with self._lock:
+            ended, self._futures = self._futures, {}
+        for (job, _), future in ended.items():
+            future.set_result(Gone(error, counted=job in suspects))
+
+    def _send(self, message: ToEngine) -> None:
+        with self._lock:
+            if self._process:
+                self._process.send(encode(message))
+
+    # The watchdog's thread
+
+    def _guard(self) -> None:
+        while not self._closing.wait(WATCH_S):
+            with self._lock:
+                process = self._process
+                hang = process.watch.hang(time.monotonic()) if process else None
+            if process and hang and not process.hung:
+                process.hung = hang
+                process.popen.kill()
+
+
+class _Process:
+    """One engine process and its pipe."""
+
+    def __init__(self, launch: Launch) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.popen = subprocess.Popen(
+                [*launch.argv, "--fd", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=dict(launch.environment),
+            )
+        self._connection = Connection(ours.detach())
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self.hung: str | None = None
+        self.watch = Watch(
+            started_at=time.monotonic(),
+            start_s=launch.start_s,
+            answer_s=launch.answer_s,
+            cpu_stage_s=launch.cpu_stage_s,
+        )
+        self._writer = threading.Thread(target=self._write, name="engine-writer", daemon=True)
+        self._writer.start()
+
+    def send(self, frame: bytes) -> None:
+        """Queue a frame."""
+        self._outbox.put(frame)
+
+    def read(self) -> ToWorker:
+        """The next message. Raises EOFError or OSError at the end, ProtocolError for what is none."""
+        message = decode(self._connection.recv_bytes(MAX_FRAME_BYTES))
+        if isinstance(message, Render | Cancel | Load | Stop):
+            raise ProtocolError(f"the engine sent a {type(message).__name__} message")
+        return message
+
+    def reap(self) -> int:
+        """End it for certain; its exit status."""
+        self._outbox.put(None)
+        self.popen.kill()
+        status = self.popen.wait()
+        self._writer.join()  # its descriptor must not be closed, and taken by another, under its hands
+        self._connection.close()
+        return status
+
+    def leave(self, within_s: float) -> None:
+        """Wait for it to end by itself, then kill it."""
+        try:
+            self.popen.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+
+    def _write(self) -> None:
+        while (frame := self._outbox.get()) is not None:
+            try:
+                self._connection.send_bytes(frame)
+            except OSError:  # it is gone, the keeper sees the end of the pipe
+                return
+
+
+def _status_in_words(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"
+
+
+SECRET_VARIABLES = ("OVERPAINT_REDIS_URL", "OVERPAINT_S3_ACCESS_KEY", "OVERPAINT_S3_SECRET_KEY")
+
+
+def engine_environment(visible_devices: str) -> dict[str, str]:
+    """The engine's environment: pinned to its device before torch is imported, and without the farm's secrets."""
+    kept = {k: v for k, v in os.environ.items() if k not in SECRET_VARIABLES and not k.startswith("AWS_")}
+    return kept | {"CUDA_VISIBLE_DEVICES": visible_devices}

@@ -1,0 +1,160 @@
+"""Keeps the leases of all jobs that this worker runs: progress goes out and requests to cancel come in.
+
+One thread and one ledger call for all jobs, each `renew_s`, and sooner (but at most twice a second) when there is
+progress to tell. While Redis is away the jobs render on; the token decides later whose result counts.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from overpaint_shared.errors import ServiceError
+from overpaint_shared.ledger import Beat, Ledger, ReleaseReason, Wakeup
+
+PROGRESS_EVERY_S = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Attempt:
+    """One running job of this worker. Written by several threads, each field by single assignments."""
+
+    job: str
+    token: int
+    stage: str = "fetch"
+    step: int = 0
+    of: int = 0
+    cancelled: bool = False
+    """The ledger wants it stopped."""
+    fenced: bool = False
+    """It is no longer ours: another attempt has it, or we gave it back."""
+    settling: bool = False
+    """Its end is being told to the ledger, whose answer says what came of it."""
+
+    def beat(self) -> Beat:
+        """What the ledger is told."""
+        return Beat(job_id=self.job, token=self.token, stage=self.stage, step=self.step, of=self.of)
+
+
+class Keeper:
+    """The running attempts and their leases."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        worker_id: str,
+        *,
+        renew_s: float,
+        publish: Callable[[Sequence[Wakeup]], None],
+        on_cancel: Callable[[Attempt], None],
+        on_fenced: Callable[[Attempt], None],
+    ) -> None:
+        """`on_cancel` and `on_fenced` are told once for each attempt, in the keeper's thread."""
+        self._ledger = ledger
+        self._worker_id = worker_id
+        self._renew_s = renew_s
+        self._publish = publish
+        self._on_cancel = on_cancel
+        self._on_fenced = on_fenced
+        self._attempts: dict[str, Attempt] = {}
+        self._lock = threading.Lock()
+        self._told = threading.Event()
+        self._stopping = threading.Event()
+        self._away = False
+        self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin to renew."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Renew no more."""
+        self._stopping.set()
+        self._told.set()
+
+    @property
+    def running(self) -> list[Attempt]:
+        """The attempts that run now."""
+        with self._lock:
+            return list(self._attempts.values())
+
+    @contextmanager
+    def watching(self, job: str, token: int) -> Iterator[Attempt]:
+        """Keep the lease of an attempt for a block."""
+        attempt = Attempt(job, token)
+        with self._lock:
+            self._attempts[job] = attempt
+        try:
+            yield attempt
+        finally:
+            with self._lock:
+                if self._attempts.get(job) is attempt:  # after a long outage a second attempt may be here already
+                    del self._attempts[job]
+
+    def progress(self, job: str, token: int, stage: str, step: int = 0, of: int = 0) -> None:
+        """An attempt got on; told to the ledger soon, the latest word only."""
+        with self._lock:
+            attempt = self._attempts.get(job)
+            if attempt is None or attempt.token != token:
+                return
+            attempt.stage, attempt.step, attempt.of = stage, step, of
+        self._told.set()
+
+    def release_all(self) -> int:
+        """Give every running job back, uncounted and at once; how many. May be called from any thread, twice too."""
+        count = 0
+        for attempt in self.running:
+            if attempt.fenced:
+                continue
+            attempt.fenced = True
+            try:
+                released = self._ledger.release(attempt.job, attempt.token, ReleaseReason.STOPPED)
+            except ServiceError as error:
+                log.error("release failed", action="job.release_failed", job=attempt.job, error=str(error))
+            else:
+                log.info("job released", action="job.released", job=attempt.job, token=attempt.token, reason="stopped")
+                self._publish(released.wakeups)
+                count += 1
+            self._on_fenced(attempt)
+        return count
+
+    def _run(self) -> None:
+        renewed = 0.0
+        while not self._stopping.is_set():
+            self._told.wait(max(0.0, renewed + self._renew_s - time.monotonic()))
+            self._told.clear()
+            renewed = time.monotonic()
+            self._renew()
+            self._stopping.wait(PROGRESS_EVERY_S)
+
+    def _renew(self) -> None:
+        running = [attempt for attempt in self.running if not attempt.fenced]
+        if not running:
+            return
+        try:
+            verdicts = self._ledger.renew(self._worker_id, [attempt.beat() for attempt in running])
+        except ServiceError as error:
+            if not self._away:
+                log.warning("leases cannot be renewed, rendering on", action="ledger.away", error=str(error))
+            self._away = True
+            return
+        if self._away:
+            log.info("leases are renewed again", action="ledger.back")
+        self._away = False
+        for attempt in running:
+            self._obey(attempt, verdicts.get(attempt.job, "lost"))
+
+    def _obey(self, attempt: Attempt, verdict: str) -> None:
+        if verdict == "cancel" and not attempt.cancelled:
+            attempt.cancelled = True
+            log.info("cancel requested", action="job.cancelling", job=attempt.job, token=attempt.token)
+            self._on_cancel(attempt)
+        elif verdict == "lost" and not attempt.settling:
+            attempt.fenced = True
+            log.warning("lease lost", action="job.fenced", job=attempt.job, token=attempt.token)
+            self._on_fenced(attempt)

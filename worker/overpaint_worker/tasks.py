@@ -1,0 +1,368 @@
+"""The Celery task: one attempt at one job, from its claim to the ledger's word that it counts.
+
+The ledger decides, Celery only wakes: the message is acknowledged when the attempt has ended (`acks_late`), but nothing
+depends on it. A message for which there is nothing to do ends with `Ignore`, so that Flower keeps the real run's state.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import structlog
+from celery import Celery, Task
+from celery.exceptions import Ignore, Reject
+from structlog.contextvars import bound_contextvars
+
+from overpaint_shared.errors import (
+    EngineError,
+    InputError,
+    JobError,
+    OverpaintError,
+    ServiceError,
+    SpecError,
+    StoreDenied,
+    StoreMissing,
+    StoreNoBucket,
+    UnsupportedError,
+)
+from overpaint_shared.job import JobSpec, parse_job
+from overpaint_shared.ledger import Cancelled, Claim, Done, Failed, Ledger, Outcome, ReleaseReason, Wakeup
+from overpaint_shared.queues import RENDER_TASK
+from overpaint_shared.settings import Limits
+from overpaint_shared.store import Store
+from overpaint_worker import protocol
+from overpaint_worker.cycle import Intake
+from overpaint_worker.engine_client import Answer, EngineClient, Gone
+from overpaint_worker.keeper import Attempt, Keeper
+
+CONTENT_TYPES: Mapping[str, str] = {
+    "png": "image/png",
+    "webp": "image/webp",
+    "jpg": "image/jpeg",
+    "jpeg": "image/jpeg",
+    "json": "application/json",
+}
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+WAIT_S = 0.2
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+class JobFailed(Exception):
+    """Shown by Flower as the task's failure; the ledger has the whole error."""
+
+
+class _Stopped(Exception):
+    """The attempt is to end: cancelled, or no longer ours."""
+
+
+@dataclass(frozen=True)
+class GiveBack:
+    """The job returns to its queue."""
+
+    reason: ReleaseReason
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long an attempt keeps trying while a service is away, in seconds. Its lease is kept meanwhile."""
+
+    fetch_s: float = 60.0
+    store_s: float = 300.0
+    commit_s: float = 300.0
+
+
+@dataclass
+class Timing:
+    """Where an attempt's time went, in seconds, for its result's summary."""
+
+    spent: dict[str, float] = field(default_factory=dict)
+    _at: float = field(default_factory=time.perf_counter)
+
+    def mark(self, name: str) -> None:
+        """What ended just now."""
+        now = time.perf_counter()
+        self.spent[name] = round(now - self._at, 6)
+        self._at = now
+
+
+class Room(Protocol):
+    """What an attempt needs of its worker."""
+
+    worker_id: str
+    name: str
+    ledger: Ledger
+    store: Store
+    limits: Limits
+    engine: EngineClient
+    keeper: Keeper
+    intake: Intake
+    uploads: Executor
+    patience: Patience
+
+    def publish(self, wakeups: Sequence[Wakeup]) -> None:
+        """Send the messages that a ledger call asked for."""
+
+    def claim(self, job_id: str) -> Claim:
+        """Claim a job for this worker."""
+
+
+def register(app: Celery, room: Room) -> Task:
+    """Make the render task known to a worker's app."""
+
+    @app.task(name=RENDER_TASK, bind=True, shared=False, acks_late=True, ignore_result=True, throws=(JobFailed,))
+    def render(self: Task, job_id: str) -> None:
+        if room.intake.closed:  # taken just before the worker closed
+            raise Reject(requeue=True)
+        ended = Renderer(room).run(job_id)
+        if isinstance(ended, Cancelled):
+            self.send_event("task-revoked", terminated=True, signum=None, expired=False)
+        if isinstance(ended, Failed):
+            raise JobFailed(str(OverpaintError.from_json(ended.error)))
+        if not isinstance(ended, Done):
+            raise Ignore
+
+    return render  # type: ignore[no-any-return]
+
+
+class Renderer:
+    """One attempt at one job."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._timing = Timing()
+
+    def run(self, job_id: str) -> Outcome | None:
+        """Claim, render and settle a job; how it ended, None if it did not end here."""
+        try:
+            claim = self._room.claim(job_id)
+        except ServiceError as error:  # the reaper sends another message
+            log.warning("claim failed", action="job.claim_failed", job=job_id, error=str(error))
+            return None
+        self._room.publish(claim.wakeups)
+        if claim.verdict != "ok":
+            log.info("message without work", action="job.noop", job=job_id, verdict=claim.verdict)
+            return None
+        self._timing.mark("claim_s")
+        with bound_contextvars(job=job_id, token=claim.token), self._room.keeper.watching(job_id, claim.token) as a:
+            log.info("job claimed", action="job.claimed", attempt=claim.attempt, alone=claim.crashes > 0)
+            return self._settle(a, self._attempt(claim, a))
+
+    # From a claim to an end
+
+    def _attempt(self, claim: Claim, attempt: Attempt) -> Outcome | GiveBack:
+        try:
+            spec = parse_job(claim.spec_json)
+            inputs = self._fetch(claim.owner, spec, attempt)
+            self._timing.mark("fetch_s")
+            answer = self._rendered(claim, inputs, attempt)
+            self._timing.mark("engine_s")
+            return self._outcome(answer, attempt)
+        except _Stopped:
+            return Cancelled()
+        except (UnsupportedError, SpecError) as error:  # a newer spec than this worker knows
+            return GiveBack(ReleaseReason.UNABLE, str(error))
+        except (JobError, EngineError) as error:  # EngineError: larger than the protocol carries
+            return Failed(error.to_json())
+        except ServiceError as error:
+            return GiveBack(ReleaseReason.STOPPED, str(error))
+        except Exception as error:
+            log.exception("unexpected error", action="job.unexpected")
+            return GiveBack(ReleaseReason.CRASHED, repr(error))
+
+    def _fetch(self, owner: str, spec: JobSpec, attempt: Attempt) -> dict[str, bytes]:
+        inputs: dict[str, bytes] = {}
+        for path, reference in spec.image_refs():
+            if reference not in inputs:
+                inputs[reference] = self._fetch_one(owner, path, reference, attempt)
+        return inputs
+
+    def _fetch_one(self, owner: str, path: str, reference: str, attempt: Attempt) -> bytes:
+        store, most = self._room.store, self._room.limits.max_input_bytes
+        kind, _, sha256 = reference.partition(":")
+        try:
+            if kind == "sha256":
+                return self._patiently(
+                    lambda: store.get_input(owner, sha256, most), self._room.patience.fetch_s, attempt
+                )
+            if reference.startswith("s3://"):
+                return self._patiently(
+                    lambda: store.read_external(reference, most), self._room.patience.fetch_s, attempt
+                )
+        except InputError as error:
+            raise InputError(error.message, field=path, value=reference, fix=error.fix) from error
+        except (StoreMissing, StoreDenied, StoreNoBucket) as error:
+            if kind == "sha256" and not isinstance(error, StoreMissing):
+                raise  # the farm's own bucket: nothing that the job could mend
+            raise InputError(
+                f"the picture cannot be read: {error.message}",
+                field=path,
+                value=reference,
+                fix="submit the job again with a picture that is there",
+            ) from error
+        raise InputError(
+            "a worker reads stored pictures only",
+            field=path,
+            value=reference,
+            fix="submit with `overpaint submit`, which uploads files",
+        )
+
+    def _rendered(self, claim: Claim, inputs: Mapping[str, bytes], attempt: Attempt) -> Answer:
+        self._check(attempt)
+        room = self._room
+        future = room.engine.render(
+            protocol.Render(
+                job=attempt.job,
+                token=attempt.token,
+                spec_json=claim.spec_json,
+                inputs=inputs,
+                alone=claim.crashes > 0,
+            )
+        )
+        if attempt.cancelled or attempt.fenced:  # said before the engine knew the job
+            room.engine.cancel(attempt.job, attempt.token)
+        return future.result()
+
+    def _outcome(self, answer: Answer, attempt: Attempt) -> Outcome | GiveBack:
+        match answer:
+            case protocol.Done():
+                return self._stored(answer, attempt)
+            case protocol.Cancelled():
+                return Cancelled()
+            case Gone():
+                reason = ReleaseReason.CRASHED if answer.counted else ReleaseReason.STOPPED
+                return GiveBack(reason, str(answer.error))
+            case protocol.Failed():
+                return _refusal(answer)
+
+    def _stored(self, done: protocol.Done, attempt: Attempt) -> Done:
+        self._check(attempt)
+        self._room.keeper.progress(attempt.job, attempt.token, "store")
+        writes = [
+            self._room.uploads.submit(self._put, attempt, name, data) for name, data in list(done.files.items())[1:]
+        ]
+        files = dict([self._put(attempt, name, data) for name, data in list(done.files.items())[:1]])
+        files.update(write.result() for write in writes)
+        self._timing.mark("store_s")
+        return Done(result={"files": files, "summary": done.summary | {"worker": self._summary()}})
+
+    def _put(self, attempt: Attempt, name: str, data: bytes) -> tuple[str, str]:
+        kind = CONTENT_TYPES.get(name.rpartition(".")[2], "application/octet-stream")
+        store = self._room.store
+        key = self._patiently(
+            lambda: store.put_result(attempt.job, attempt.token, name, data, kind),
+            self._room.patience.store_s,
+            attempt,
+        )
+        return name, key
+
+    def _summary(self) -> dict[str, Any]:
+        return {"name": self._room.name, "seconds": dict(self._timing.spent)}
+
+    # Telling the ledger
+
+    def _settle(self, attempt: Attempt, end: Outcome | GiveBack) -> Outcome | None:
+        attempt.settling = True
+        if attempt.fenced:
+            self._clean(attempt)
+            return None
+        if isinstance(end, GiveBack):
+            self._give_back(attempt, end)
+            return None
+        accepted = self._commit(attempt, end)
+        return end if accepted else None
+
+    def _give_back(self, attempt: Attempt, end: GiveBack) -> None:
+        try:
+            released = self._patiently(
+                lambda: self._room.ledger.release(attempt.job, attempt.token, end.reason),
+                self._room.patience.commit_s,
+                attempt,
+            )
+        except (ServiceError, _Stopped) as error:
+            log.error("release failed", action="job.release_failed", error=str(error))
+            return
+        self._room.publish(released.wakeups)
+        log.warning(
+            "job released",
+            action="job.released",
+            reason=end.reason.name.lower(),
+            why=end.why,
+            state=str(released.state),
+        )
+        self._clean(attempt)
+
+    def _commit(self, attempt: Attempt, outcome: Outcome) -> bool:
+        try:
+            finished = self._patiently(
+                lambda: self._room.ledger.finish(attempt.job, attempt.token, outcome),
+                self._room.patience.commit_s,
+                attempt,
+                stop_on_cancel=False,
+            )
+        except (ServiceError, _Stopped) as error:
+            log.error("commit failed", action="job.commit_failed", error=str(error))
+            return False
+        self._timing.mark("commit_s")
+        self._room.publish(finished.wakeups)
+        name = type(outcome).__name__.lower()
+        if finished.accepted:
+            log.info(f"job {name}", action=f"job.{name}", seconds=self._timing.spent)
+        else:
+            log.warning("result not accepted", action="job.fenced", outcome=name)
+        if not (finished.accepted and isinstance(outcome, Done)):
+            self._clean(attempt)
+        return bool(finished.accepted)
+
+    def _clean(self, attempt: Attempt) -> None:
+        """Delete what this attempt wrote; nobody will ever show it."""
+        if attempt.stage != "store":
+            return
+        try:
+            self._room.store.delete_attempt(attempt.job, attempt.token)
+        except ServiceError as error:  # `overpaint gc` finds it
+            log.info("leftovers stay", action="job.leftovers", error=str(error))
+
+    # Waiting
+
+    def _check(self, attempt: Attempt) -> None:
+        if attempt.cancelled or attempt.fenced:
+            raise _Stopped
+
+    def _patiently(
+        self, call: Callable[[], T], within_s: float, attempt: Attempt, *, stop_on_cancel: bool = True
+    ) -> T:
+        """Try again while a service is away, for at most `within_s`."""
+        end, pause = time.monotonic() + within_s, FIRST_PAUSE_S
+        while True:
+            try:
+                return call()
+            except StoreMissing:
+                raise
+            except ServiceError as error:
+                if time.monotonic() + pause > end:
+                    raise
+                log.info("service away, trying again", action="service.retry", error=str(error), in_s=pause)
+            self._pause(pause, attempt, stop_on_cancel=stop_on_cancel)
+            pause = min(LONGEST_PAUSE_S, pause * 2)
+
+    def _pause(self, seconds: float, attempt: Attempt, *, stop_on_cancel: bool) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if attempt.fenced or (attempt.cancelled and stop_on_cancel):
+                raise _Stopped
+            time.sleep(min(WAIT_S, left))
+
+
+def _refusal(failed: protocol.Failed) -> Outcome | GiveBack:
+    """What becomes of a job that the engine could not render."""
+    error = OverpaintError.from_json(failed.error)
+    if failed.kind == "job":
+        return Failed(failed.error)
+    if failed.kind == "unable" or error.code == "out_of_memory":  # a larger device may do it
+        return GiveBack(ReleaseReason.UNABLE, str(error))
+    return GiveBack(ReleaseReason.CRASHED, str(error))
