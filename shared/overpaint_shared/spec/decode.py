@@ -1,0 +1,97 @@
+"""From bytes to JSON text that is safe to validate: of bounded size, with every key once and every number finite."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
+
+from overpaint_shared.errors import Problem, SpecError, shorten
+
+LARGEST_SPEC_BYTES: Final = 256 * 1024
+
+
+class _Duplicate(ValueError):
+    """A key stands twice in one object."""
+
+
+class _NotFinite(ValueError):
+    """A number that JSON does not have."""
+
+
+def decode(data: str | bytes | Mapping[str, Any], where: str) -> str:
+    """The JSON text of one object. Raises SpecError."""
+    text = data if isinstance(data, str | bytes) else _dump(data, where)
+    size = len(text)
+    if size <= LARGEST_SPEC_BYTES and isinstance(text, str):
+        size = len(text.encode(errors="replace"))
+    if size > LARGEST_SPEC_BYTES:
+        _fail(where, "is too large", given=f"{size} bytes", allowed=f"at most {LARGEST_SPEC_BYTES} bytes")
+    if isinstance(text, bytes):
+        text = _text(text, where)
+    _check(text, where)
+    return text
+
+
+def _dump(data: Mapping[str, Any], where: str) -> str:
+    try:
+        return json.dumps(data, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        _fail(
+            where,
+            f"cannot be written as JSON: {error}",
+            allowed="objects, lists, strings, numbers, true, false, null",
+        )
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        _fail(
+            where,
+            f"is not UTF-8 text (byte {error.start})",
+            given=shorten(data[:40].hex()),
+            allowed="a JSON file",
+        )
+
+
+def _check(text: str, where: str) -> None:
+    """Read the text once with Python's parser, which sees what the validator's would let pass."""
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_not_finite)
+        text.encode()
+    except json.JSONDecodeError as error:
+        line = text.splitlines()[error.lineno - 1].strip() if text.strip() else ""
+        _fail(
+            where,
+            f"is not JSON: {error.msg}, line {error.lineno}, column {error.colno}",
+            given=shorten(line, 80) if line else None,
+        )
+    except _Duplicate as error:
+        _fail(where, f"the key {error} stands twice in one object", allowed="each key once")
+    except _NotFinite as error:
+        _fail(where, f"{error} is not a JSON number", given=str(error), allowed="a finite number")
+    except RecursionError:
+        _fail(where, "is nested too deep")
+    except ValueError as error:  # a number of thousands of digits, a lone surrogate
+        _fail(where, f"cannot be read: {shorten(str(error))}")
+    if not isinstance(value, dict):
+        _fail(where, "is not an object", given=shorten(value, 80), allowed='an object, {"version": 1, ...}')
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise _Duplicate(shorten(twice, 80))
+    return value
+
+
+def _not_finite(constant: str) -> NoReturn:
+    raise _NotFinite(constant)
+
+
+def _fail(where: str, message: str, *, given: str | None = None, allowed: str | None = None) -> NoReturn:
+    raise SpecError(
+        f"{where} is wrong:", [Problem(path="", message=f"the file {message}", given=given, allowed=allowed)]
+    ) from None
