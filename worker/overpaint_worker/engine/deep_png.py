@@ -1,0 +1,72 @@
+"""Sixteen-bit colour in PNG, which Pillow's modes cannot hold: its decoder reads it in two passes, NumPy writes it."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+
+Samples = NDArray[np.uint16]
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}  # PNG's number for so many channels (PNG third edition, table 8)
+SUB_FILTER = 1
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened, not yet loaded picture is a PNG of 16-bit RGB, RGBA or grey with alpha."""
+    return _raw_mode(image) in {"RGB;16B", "RGBA;16B", "LA;16B"}
+
+
+def _raw_mode(image: Image.Image) -> object:
+    tiles = image.tile if isinstance(image, PngImagePlugin.PngImageFile) else []
+    return tiles[0].args if tiles else None
+
+
+def read(data: bytes) -> Samples:
+    """Decode every bit of a picture for which `is_deep` holds, to uint16 [H, W, channels].
+
+    Pillow's unpackers of 16-bit samples keep one byte of each. Told that the samples are little-endian they
+    keep the other one. A pixel of grey with alpha has four bytes, as one of RGBA, and needs one pass.
+    """
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        raw = _raw_mode(image)
+    if raw == "LA;16B":
+        pair = _decode(data, "RGBA").astype(np.uint16)
+        return pair[..., 0::2] << 8 | pair[..., 1::2]
+    high = _decode(data, str(raw)).astype(np.uint16)
+    return high << 8 | _decode(data, str(raw).replace("16B", "16L"))
+
+
+def _decode(data: bytes, raw_mode: str) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
+        return np.asarray(image)
+
+
+def write(samples: Samples, info: PngImagePlugin.PngInfo, icc: bytes | None, level: int) -> bytes:
+    """Encode uint16 [H, W, channels] as a PNG of 16 bits. `level` is zlib's, 0 to 9."""
+    height, width, channels = samples.shape
+    out = io.BytesIO()
+    out.write(SIGNATURE)
+    head = struct.pack(">IIBBBBB", width, height, 16, COLOUR_TYPE[channels], 0, 0, 0)
+    PngImagePlugin.putchunk(out, b"IHDR", head)
+    if icc is not None:
+        PngImagePlugin.putchunk(out, b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc))
+    for name, data, *_ in info.chunks:
+        PngImagePlugin.putchunk(out, name, data)
+    PngImagePlugin.putchunk(out, b"IDAT", zlib.compress(_filtered(samples), level))
+    PngImagePlugin.putchunk(out, b"IEND", b"")
+    return out.getvalue()
+
+
+def _filtered(samples: Samples) -> bytes:
+    """Rows of big-endian bytes, each less its left neighbour's, behind the filter's number."""
+    height, width, channels = samples.shape
+    rows = samples.astype(">u2").view(np.uint8).reshape(height, width, 2 * channels)
+    rows = np.concatenate([rows[:, :1], rows[:, 1:] - rows[:, :-1]], axis=1).reshape(height, -1)
+    return np.pad(rows, ((0, 0), (1, 0)), constant_values=SUB_FILTER).tobytes()

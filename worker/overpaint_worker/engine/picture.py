@@ -1,0 +1,279 @@
+"""Encoded bytes to a picture the engine can work on: upright, in sRGB, with its alpha, depth and profile kept.
+
+What is refused is refused from the header, before anything is decoded: too many bytes, pixels or frames, and
+formats that nobody needs here. See docs/pictures.md for the rules in words.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, TiffImagePlugin
+
+from overpaint_shared.errors import InputError, MaskError
+from overpaint_shared.settings import Limits
+
+from . import colour, deep_png
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # each opened by content; JPEG brings MPO, what many phones write
+MAX_SIDE = 65_535
+OPAQUE_BITS = TiffImagePlugin.BITSPERSAMPLE
+# Pillow's own limit is one for the whole process and knows no job; ours are checked before it would act.
+Image.MAX_IMAGE_PIXELS = None
+
+Samples = NDArray[np.uint8] | NDArray[np.uint16]
+Channel = Literal["red", "green", "blue", "alpha"]
+
+_UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A decoded picture.
+
+    Attributes:
+        rgb: float32 [H, W, 3], 0..1, sRGB.
+        alpha: float32 [H, W], 1 = opaque; None where the file has no transparency.
+        icc: the profile that the result returns to; None for sRGB.
+        depth: bits a sample, 8 or 16.
+        samples: uint8 or uint16 [H, W, 3], the file's own values in the space of `icc`, for putting pixels back
+            bit for bit; None where that space is left for good (grey profiles, scanner profiles).
+        notes: what a person should know, for the receipt.
+    """
+
+    rgb: torch.Tensor
+    alpha: torch.Tensor | None
+    icc: bytes | None
+    depth: Literal[8, 16]
+    samples: Samples | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return self.rgb.shape[1]
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return self.rgb.shape[0]
+
+
+def load(data: bytes, limits: Limits, field: str, *, compat: bool = False) -> Picture:
+    """Decode a picture.
+
+    Args:
+        data: an encoded PNG, JPEG, WebP or TIFF.
+        limits: bytes, pixels and frames that the operator allows.
+        field: where the job names this picture, for errors: "source.image".
+        compat: what the reference's Load Image does: profile ignored, eight bits, 16-bit grey saturated.
+
+    Raises:
+        InputError: not such a picture, broken, or beyond a limit.
+    """
+    decoded = _decode(data, limits, field, compat=compat)
+    rgb, alpha = _split(decoded.samples)
+    depth: Literal[8, 16] = 16 if decoded.samples.dtype == np.uint16 else 8
+    space, notes = _space(decoded, compat=compat)
+    kept = decoded.icc if space is not None and space.returns else None
+    unit = _unit(rgb)
+    seen = unit if space is None else space.to_srgb(unit[..., :1] if space.channels == 1 else unit)
+    return Picture(
+        rgb=torch.from_numpy(np.ascontiguousarray(seen)),
+        alpha=None if alpha is None else torch.from_numpy(_unit(alpha)),
+        icc=kept,
+        depth=depth,
+        samples=rgb if space is None or space.returns else None,
+        notes=decoded.notes + notes,
+    )
+
+
+def load_mask(data: bytes, limits: Limits, field: str, channel: Channel, *, compat: bool = False) -> torch.Tensor:
+    """Decode one channel of a picture as a mask, float32 [H, W], 1 = repaint.
+
+    A colour is taken as stored, whatever the profile. Alpha is turned round: transparent = repaint.
+    A picture without alpha is refused for its alpha, or is an empty mask under `compat`.
+
+    Raises:
+        InputError: as `load`. MaskError: no such channel.
+    """
+    decoded = _decode(data, limits, field, compat=compat, drop_keyed=False)
+    rgb, alpha = _split(decoded.samples)
+    if channel != "alpha":
+        return torch.from_numpy(_unit(rgb[..., ("red", "green", "blue").index(channel)]))
+    if alpha is not None:
+        return 1 - torch.from_numpy(_unit(alpha))
+    if compat:
+        return torch.zeros(rgb.shape[:2])
+    fix = "name a colour channel (red for grey masks), or save the mask with transparency"
+    raise MaskError("the mask picture has no transparency", field=field, value="alpha", fix=fix)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    samples: Samples  # [H, W, 1 to 4], upright
+    icc: bytes | None
+    notes: tuple[str, ...]
+
+
+def _decode(data: bytes, limits: Limits, field: str, *, compat: bool, drop_keyed: bool = True) -> _Decoded:
+    if len(data) > limits.max_input_bytes:
+        fix = f"use a smaller file; this farm takes up to {limits.max_input_bytes} bytes"
+        raise InputError(f"the picture has {len(data)} bytes", field=field, value=len(data), fix=fix)
+    with _open(data, field) as image:
+        _check_size(image, limits, field)
+        _check_frames(image, limits, field)
+        _check_mode(image, field, compat=compat)
+        deep = deep_png.is_deep(image) and not compat
+        try:
+            image.load()
+            notes, turn = _orientation(image)
+            if deep:
+                samples = _keyed_deep(deep_png.read(data), image)
+            elif compat:
+                samples = _reference(image, drop_keyed=drop_keyed)
+            else:
+                samples = _samples(image)
+        except InputError:
+            raise
+        except Exception as error:
+            # Pillow's decoders raise a dozen kinds of error for broken bytes; each of them means just that.
+            raise _broken(error, field) from error
+        return _Decoded(np.ascontiguousarray(_UPRIGHT[turn](samples)), image.info.get("icc_profile") or None, notes)
+
+
+def _broken(error: Exception, field: str) -> InputError:
+    fix = "the file is cut short or damaged; save or send it again"
+    return InputError(f"the picture cannot be decoded: {error}", field=field, value=str(error), fix=fix)
+
+
+def _open(data: bytes, field: str) -> Image.Image:
+    fix = "use a PNG, JPEG, WebP or TIFF file"
+    if not data:
+        raise InputError("the picture is empty", field=field, value=0, fix=fix)
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError as error:
+        raise InputError("this is not a picture that can be read", field=field, value=data[:16].hex(), fix=fix) from error
+    except Exception as error:
+        # Among them Pillow's refusal of text and profiles that inflate beyond 1 MB (a bomb).
+        raise _broken(error, field) from error
+
+
+def _check_size(image: Image.Image, limits: Limits, field: str) -> None:
+    width, height = image.size
+    if width * height > limits.max_pixels or max(width, height) > MAX_SIDE:
+        fix = f"scale it down first; this farm takes up to {limits.max_pixels} pixels and {MAX_SIDE} a side"
+        raise InputError(f"the picture has {width} x {height} pixels", field=field, value=f"{width}x{height}", fix=fix)
+
+
+def _check_frames(image: Image.Image, limits: Limits, field: str) -> None:
+    if image.format == "MPO":
+        return  # the further frames are previews and the other eye's view; the first is the photograph
+    try:
+        frames = int(getattr(image, "n_frames", 1))
+    except Exception as error:
+        raise _broken(error, field) from error
+    if frames > limits.max_frames:
+        fix = "save the one frame that is meant as a picture of its own"
+        raise InputError(f"the picture has {frames} frames, {limits.max_frames} allowed", field=field, value=frames, fix=fix)
+
+
+def _check_mode(image: Image.Image, field: str, *, compat: bool) -> None:
+    mode = image.mode
+    reason = {
+        "CMYK": "it is in CMYK, made for print",
+        "LAB": "it is in Lab",
+        "F": "its samples are floating-point numbers, which have no agreed white",
+        "I": "its samples are 32-bit integers, which have no agreed white",
+    }.get(mode)
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and mode not in {"I;16", "I;16B", "I;16L", "I", "F"}:
+        bits = image.tag_v2.get(OPAQUE_BITS, (1,))
+        if max(bits) > 8:
+            reason = reason or "it is a TIFF of more than 8 bits in colour, of which only 8 could be read"
+    if reason is None or (compat and mode == "I"):
+        return
+    fix = "convert it to RGB and save it as PNG, with 16 bits where they matter"
+    raise InputError(f"the picture cannot be used: {reason}", field=field, value=mode, fix=fix)
+
+
+def _orientation(image: Image.Image) -> tuple[tuple[str, ...], int]:
+    """Read after loading: Pillow turns a TIFF itself while it loads, and then drops the tag."""
+    try:
+        turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a camera's broken EXIF must not cost the picture
+        return ("its EXIF data cannot be read; taken as upright",), 1
+    return ((), turn) if turn in _UPRIGHT else ((f"its EXIF orientation {turn!r} means nothing; taken as upright",), 1)
+
+
+def _samples(image: Image.Image) -> Samples:
+    """All that the file holds, [H, W, 1 to 4]: grey, grey and alpha, RGB, RGBA."""
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint16)[..., None]
+        return _keyed_deep(grey, image)
+    if image.mode in {"1", "L"} and not image.has_transparency_data:
+        return np.asarray(image.convert("L"))[..., None]
+    if image.mode in {"1", "L", "LA", "La"}:
+        return np.asarray(image.convert("LA"))
+    has_alpha = image.mode in {"RGBA", "RGBa", "PA"} or image.has_transparency_data
+    return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+
+
+def _keyed_deep(samples: NDArray[np.uint16], image: Image.Image) -> NDArray[np.uint16]:
+    """Sixteen-bit samples with the one transparent colour of PNG's tRNS chunk as alpha."""
+    key = image.info.get("transparency")
+    if key is None or samples.shape[-1] in {2, 4}:
+        return samples
+    opaque = (samples != np.asarray(key)).any(axis=-1, keepdims=True)
+    return np.concatenate([samples, opaque.astype(np.uint16) * 65535], axis=-1)
+
+
+def _reference(image: Image.Image, *, drop_keyed: bool) -> Samples:
+    """The reference's Load Image: eight bits of RGB, with alpha from an alpha band or a palette only."""
+    if image.mode == "I":
+        image = image.point(lambda value: value * (1 / 255))
+    rgb = np.asarray(image.convert("RGB"))
+    keyed = image.has_transparency_data and (image.mode == "P" or not drop_keyed)
+    if "A" not in image.getbands() and not keyed:
+        return rgb
+    return np.concatenate([rgb, np.asarray(image.convert("RGBA"))[..., 3:]], axis=-1)
+
+
+def _split(samples: Samples) -> tuple[Samples, Samples | None]:
+    """Colour [H, W, 3] and alpha [H, W]."""
+    channels = samples.shape[-1]
+    colours = samples[..., : 3 if channels >= 3 else 1]
+    rgb = colours if channels >= 3 else np.repeat(colours, 3, axis=-1)
+    return rgb, samples[..., -1] if channels in {2, 4} else None
+
+
+def _unit(samples: Samples) -> NDArray[np.float32]:
+    return np.ascontiguousarray(samples).astype(np.float32) / np.float32(np.iinfo(samples.dtype).max)
+
+
+def _space(decoded: _Decoded, *, compat: bool) -> tuple[colour.Profile | None, tuple[str, ...]]:
+    if decoded.icc is None or compat:
+        return None, ()
+    channels = 1 if decoded.samples.shape[-1] < 3 else 3
+    try:
+        space = colour.read(decoded.icc)
+    except colour.ProfileError as error:
+        return None, (f"its colour profile was ignored: {error}",)
+    if space.channels != channels:
+        return None, ("its colour profile was ignored: it is not for pictures with these channels",)
+    note = () if space.returns else ("its colour profile leads into sRGB only; the result is sRGB",)
+    return space, note
