@@ -1,30 +1,30 @@
 """Every error that Overpaint raises on purpose.
 
-    OverpaintError
-    ├── JobError              exit 1   this job cannot be rendered as it stands
-    │   ├── InputError                 a picture is not what it should be
-    │   ├── MaskError                  a mask is empty, too thin, or covers too much
-    │   ├── DeadlineError              it took longer than it may
-    │   └── UnsupportedError           this worker or version cannot render it (another one may)
-    ├── SpecError             exit 2   the job spec is wrong; one `Problem` for each fault
-    ├── TokenConflict         exit 2   a submit token that already stands for another spec
-    ├── UnknownJob            exit 2   no record has this id
-    ├── SettingsError         exit 2   a setting is wrong
-    ├── MissingExtraError     exit 2   the command needs an extra that is not installed
-    ├── ServiceError          exit 3   Redis or the S3 store
-    │   ├── LedgerUnreachable
-    │   ├── LedgerFull
-    │   └── StoreError
-    │       ├── StoreUnreachable
-    │       ├── StoreDenied            wrong key, or no permission
-    │       ├── StoreNoBucket
-    │       ├── StoreFull
-    │       └── StoreMissing           no object has this key
-    └── EngineError           exit 1   the worker's side failed; never counted against the job's author
-        ├── OutOfMemory
-        ├── EngineDied
-        ├── EngineHung
-        └── ModelLoadError
+OverpaintError
+├── JobError              exit 1   this job cannot be rendered as it stands
+│   ├── InputError                 a picture is not what it should be
+│   ├── MaskError                  a mask is empty, too thin, or covers too much
+│   ├── DeadlineError              it took longer than it may
+│   └── UnsupportedError           this worker or version cannot render it (another one may)
+├── SpecError             exit 2   the job spec is wrong; one `Problem` for each fault
+├── TokenConflict         exit 2   a submit token that already stands for another spec
+├── UnknownJob            exit 2   no record has this id
+├── SettingsError         exit 2   a setting is wrong
+├── MissingExtraError     exit 2   the command needs an extra that is not installed
+├── ServiceError          exit 3   Redis or the S3 store
+│   ├── LedgerUnreachable
+│   ├── LedgerFull
+│   └── StoreError
+│       ├── StoreUnreachable
+│       ├── StoreDenied            wrong key, or no permission
+│       ├── StoreNoBucket
+│       ├── StoreFull
+│       └── StoreMissing           no object has this key
+└── EngineError           exit 1   the worker's side failed; never counted against the job's author
+    ├── OutOfMemory
+    ├── EngineDied
+    ├── EngineHung
+    └── ModelLoadError
 """
 
 import json
@@ -109,7 +109,7 @@ class OverpaintError(Exception):
             value=data.get("value"),
             fix=data.get("fix"),
         )
-        error._restore(data)
+        error._restore(data)  # noqa: SLF001 - our own subclass
         return error
 
     def _restore(self, data: Mapping[str, Any]) -> None:
@@ -117,7 +117,7 @@ class OverpaintError(Exception):
 
 
 class JobError(OverpaintError):
-    """This job cannot be rendered as it stands; trying again gives the same."""
+    """The job cannot be rendered as it stands; trying again gives the same."""
 
     code = "job"
 
@@ -141,7 +141,7 @@ class DeadlineError(JobError):
 
 
 class UnsupportedError(JobError):
-    """This worker or this version cannot render the job; it goes back uncounted, another worker may."""
+    """The worker, or its version, cannot render the job; it goes back uncounted, another worker may."""
 
     code = "unsupported"
 

@@ -1,16 +1,17 @@
-"""From pydantic's errors to problems in words: where in the file, what was given, what may stand there, what is nearest."""
+"""From pydantic's errors to words: where in the file, what was given, what may stand there, what is nearest."""
 
 import re
 import types
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from overpaint_shared.errors import Problem, SpecError, shorten
-from overpaint_shared.spec.fields import NAME_PATTERN, RULE_ERROR, TAGS, nearest
+from overpaint_shared.spec.fields import NAME_PATTERN, RULE_ERROR, TAGS, VALUE_ERROR, nearest
 
 _LONGEST_GIVEN = 80
 _MOST_PROBLEMS = 20
@@ -33,22 +34,39 @@ _TYPES = {
     "mapping_type": "an object",
     "model_type": "an object",
     "model_attributes_type": "an object",
-    "none_required": "null",
 }
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> SpecError:
-    """The SpecError that says what pydantic found in the spec named `where`."""
+    """The SpecError that says what pydantic found in the spec named `where`; its first 20 problems."""
     found = problems(error, model)
     hidden = len(found) - _MOST_PROBLEMS
     more = f"and {hidden} more" if hidden > 0 else None
     return SpecError(f"{where} is wrong:", found[:_MOST_PROBLEMS], fix=more)
 
 
-def problems(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
-    """One problem for each thing that pydantic found, in its order."""
+def problems(
+    error: ValidationError,
+    model: type[BaseModel],
+    show: Callable[[Sequence[int | str], object], str] | None = None,
+) -> list[Problem]:
+    """One problem for each thing that pydantic found, in its order.
+
+    `show(location, value)` writes a given value; absent: as JSON, shortened.
+    """
     details = error.errors(include_url=False)
-    return [p for detail in details if not _is_echo(detail, details) for p in _problems(detail, model)]
+    write = show or (lambda _, value: shorten(value, _LONGEST_GIVEN))
+    return [
+        problem
+        for detail in details
+        if not _is_echo(detail, details)
+        for problem in _problems(detail, _walk(detail["loc"], model), write(detail["loc"], detail["input"]))
+    ]
+
+
+def join(path: str, more: str) -> str:
+    """Two paths as one."""
+    return f"{path}.{more}" if path and more else path or more
 
 
 def _is_echo(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
@@ -61,26 +79,36 @@ def _is_echo(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
     )
 
 
-def _problems(detail: ErrorDetails, model: type[BaseModel]) -> Iterable[Problem]:
-    path, inner = _walk(detail["loc"], model)
+@dataclass(frozen=True)
+class _Place:
+    """Where an error is: the path as written in the file, the model whose key comes last, the value's type."""
+
+    path: str
+    model: type[BaseModel] | None
+    annotation: Any
+
+
+def _problems(detail: ErrorDetails, place: _Place, given: str) -> list[Problem]:
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == RULE_ERROR:
-        return [replace(rule, path=join(path, rule.path)) for rule in context["problems"]]
+        return [replace(rule, path=join(place.path, rule.path)) for rule in context["problems"]]
     if kind == "missing":
-        return [Problem(path=path, message="is missing")]
+        return [Problem(path=place.path, message="is missing")]
     if kind == "extra_forbidden":
-        return [_unknown_key(path, str(detail["loc"][-1]), inner)]
-    given = shorten(detail["input"], _LONGEST_GIVEN)
-    if kind in {"union_tag_not_found", "union_tag_invalid", "literal_error", "enum"}:
-        return [_unknown_choice(path, kind, context, detail["input"])]
-    message, allowed = _plain(kind, context, detail["msg"])
-    return [Problem(path=path, message=f"{given} {message}", given=given, allowed=allowed)]
+        return [_unknown_key(place, str(detail["loc"][-1]))]
+    if kind in {"union_tag_not_found", "union_tag_invalid"}:
+        return [_unknown_tag(place.path, kind, context)]
+    if kind == "literal_error":
+        return [_unknown_choice(place.path, str(context["expected"]), detail["input"])]
+    message, allowed = _plain(kind, context, place.annotation) or (detail["msg"], None)
+    return [Problem(path=place.path, message=f"{given} {message}", given=given, allowed=allowed)]
 
 
-def _unknown_key(path: str, key: str, model: type[BaseModel] | None) -> Problem:
-    known = sorted(field.alias or name for name, field in model.model_fields.items()) if model else []
+def _unknown_key(place: _Place, key: str) -> Problem:
+    fields = place.model.model_fields if place.model else {}
+    known = sorted(field.alias or name for name, field in fields.items())
     return Problem(
-        path=path,
+        path=place.path,
         message="is not a key that is known here",
         given=shorten(key, _LONGEST_GIVEN),
         allowed=", ".join(known) or None,
@@ -88,75 +116,82 @@ def _unknown_key(path: str, key: str, model: type[BaseModel] | None) -> Problem:
     )
 
 
-def _unknown_choice(path: str, kind: str, context: dict[str, Any], given: object) -> Problem:
-    names = _QUOTED.findall(str(context.get("expected_tags") or context.get("expected", "")))
-    allowed = ", ".join(names) or str(context.get("expected", "")) or None
-    if kind.startswith("union_tag"):
-        tag = _QUOTED.findall(str(context["discriminator"]))[-1]
-        if kind == "union_tag_not_found":
-            return Problem(
-                path=join(path, tag), message="is missing: it says which kind this is", allowed=allowed
-            )
-        path, given = join(path, tag), context.get("tag")
-    written = shorten(given, _LONGEST_GIVEN)
-    suggestion = nearest(given, names) if isinstance(given, str) else None
+def _unknown_tag(path: str, kind: str, context: Mapping[str, Any]) -> Problem:
+    """The key that says which shape an object has is missing or unknown."""
+    tag = _QUOTED.findall(str(context["discriminator"]))[-1]
+    if kind == "union_tag_not_found":
+        return Problem(path=join(path, tag), message="is missing: it says which kind this is")
+    return _unknown_choice(join(path, tag), str(context["expected_tags"]), context["tag"])
+
+
+def _unknown_choice(path: str, expected: str, given: object) -> Problem:
+    names = _QUOTED.findall(expected)
     return Problem(
         path=path,
-        message=f"{written} is not known here",
-        given=written,
-        allowed=allowed,
-        suggestion=suggestion,
+        message=f"{shorten(given, _LONGEST_GIVEN)} is not known here",
+        given=shorten(given, _LONGEST_GIVEN),
+        allowed=", ".join(names) or expected,
+        suggestion=nearest(given, names) if isinstance(given, str) else None,
     )
 
 
-def _plain(kind: str, context: dict[str, Any], message: str) -> tuple[str, str | None]:
-    """The message and what is allowed, for a fault that names and paths do not matter to."""
+def _plain(kind: str, context: Mapping[str, Any], annotation: Any) -> tuple[str, str | None] | None:
+    """What is wrong with a plain value and what is allowed, or None when pydantic's own words must do."""
     if kind in _TYPES:
-        return f"is not {_TYPES[kind]}", _TYPES[kind]
-    if kind == "overpaint_value":
-        return str(context["message"]), context.get("allowed")
-    if kind == "string_pattern_mismatch" and context.get("pattern") == NAME_PATTERN:
-        return "is not a name", "a lower-case letter or digit, then at most 63 of a-z 0-9 . _ -"
-    for key, words in _BOUNDS.items():
-        if key in context:
-            return words[0].format(context[key]), words[1].format(context[key])
-    return message[:1].lower() + message[1:], None
+        return f"is not {_TYPES[kind]}", _range(annotation) or _TYPES[kind]
+    if kind == VALUE_ERROR:
+        return context["message"], context.get("allowed")
+    if kind == "string_pattern_mismatch":
+        is_name = context.get("pattern") == NAME_PATTERN
+        allowed = "a lower-case letter or digit, then at most 63 of a-z 0-9 . _ -"
+        return ("is not a name", allowed) if is_name else ("has a wrong form", str(context.get("pattern")))
+    if kind in {"greater_than_equal", "less_than_equal"}:
+        return ("is too small" if "ge" in context else "is too large"), _range(annotation)
+    unit = "characters" if kind.startswith("string") else "entries"
+    if "min_length" in context:
+        return "is too short", f"{context['min_length']} {unit} or more"
+    if "max_length" in context:
+        return "is too long", f"at most {context['max_length']} {unit}"
+    return None
 
 
-_BOUNDS = {
-    "ge": ("is too small", "{} or more"),
-    "gt": ("is too small", "more than {}"),
-    "le": ("is too large", "{} or less"),
-    "lt": ("is too large", "less than {}"),
-    "min_length": ("is too short", "{} or more entries"),
-    "max_length": ("is too long", "{} or fewer entries"),
-}
+def _range(annotation: Any) -> str | None:
+    """`1 to 10000`, from the bounds that the type carries; None if it has none."""
+    bounds = dict(_bounds(annotation))
+    if "ge" in bounds and "le" in bounds:
+        return f"{bounds['ge']} to {bounds['le']}"
+    if "ge" in bounds:
+        return f"{bounds['ge']} or more"
+    return None
 
 
-def join(path: str, more: str) -> str:
-    """Two paths as one."""
-    return f"{path}.{more}" if path and more else path or more
+def _bounds(annotation: Any) -> Iterator[tuple[str, Any]]:
+    for extra in getattr(annotation, "__metadata__", ()):
+        for mark in extra.metadata if isinstance(extra, FieldInfo) else (extra,):
+            yield from ((name, getattr(mark, name)) for name in ("ge", "le") if hasattr(mark, name))
+    if get_origin(annotation) in {Annotated, Union, types.UnionType}:
+        for inner in get_args(annotation):
+            yield from _bounds(inner)
 
 
-def _walk(loc: Sequence[int | str], model: type[BaseModel]) -> tuple[str, type[BaseModel] | None]:
-    """The path as written in the file, and the model whose key comes last.
+def _walk(loc: Sequence[int | str], model: type[BaseModel]) -> _Place:
+    """Follow pydantic's location through the models' types.
 
-    pydantic's own location also holds the tag that chose a member of a union: `mask.image.channel` for the key `channel`
-    of a mask with `"from": "image"`. Following the models' types tells a tag from a key of the same name.
+    Its location also holds the tag that chose a member of a union: `mask.image.channel` for the key `channel` of
+    a mask with `"from": "image"`. The types tell a tag from a key of the same name.
     """
-    path, inner = "", None
+    path, owner = "", None
     here: Any = model
     for step in loc:
-        here = _bare(here)
-        members = _members(here)
-        if members:
+        bare = _bare(here)
+        if members := _members(bare):
             here = next((member for member in members if step in _tags_of(member)), None)
         elif isinstance(step, int):
-            path, here = f"{path}[{step}]", (get_args(here) or (None,))[0]
-        else:
-            inner = here if isinstance(here, type) and issubclass(here, BaseModel) else None
-            path, here = join(path, step), _field(inner, step)
-    return path, inner
+            path, here = f"{path}[{step}]", (get_args(bare) or (None,))[0]
+        elif step != "[key]":  # a fault of a key itself stands at `labels.<key>.[key]`
+            owner = bare if isinstance(bare, type) and issubclass(bare, BaseModel) else None
+            path, here = join(path, step), _field(owner, step)
+    return _Place(path, owner, here)
 
 
 def _bare(annotation: Any) -> Any:
@@ -164,16 +199,16 @@ def _bare(annotation: Any) -> Any:
     while True:
         if get_origin(annotation) is Annotated:
             annotation = get_args(annotation)[0]
-            continue
-        options = [option for option in get_args(annotation) if option is not types.NoneType]
-        if get_origin(annotation) in {Union, types.UnionType} and len(options) == 1:
+        elif len(options := _members(annotation)) == 1:
             annotation = options[0]
-            continue
-        return annotation
+        else:
+            return annotation
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) in {Union, types.UnionType} else ()
+def _members(annotation: Any) -> list[Any]:
+    if get_origin(annotation) not in {Union, types.UnionType}:
+        return []
+    return [option for option in get_args(annotation) if option is not types.NoneType]
 
 
 def _tags_of(member: Any) -> tuple[Any, ...]:
@@ -184,7 +219,8 @@ def _tags_of(member: Any) -> tuple[Any, ...]:
 
 
 def _field(model: type[BaseModel] | None, key: str) -> Any:
+    """The type of a model's key, with its bounds."""
     for name, field in model.model_fields.items() if model else ():
         if (field.alias or name) == key:
-            return field.annotation
+            return Annotated[field.annotation, field]
     return None

@@ -1,7 +1,7 @@
 """The job spec, version 1: what a producer asks for, as a frozen value.
 
-`parse_job` is the way in and says in words what is wrong with a spec; `JobSpec.to_json` is the way out, in one canonical
-form. Every field that affects pixels is here and nowhere else.
+`parse_job` is the way in and says in words what is wrong with a spec; `JobSpec.to_json` is the way out, in one
+canonical form. Every field that affects pixels is here and nowhere else.
 """
 
 import json
@@ -106,8 +106,8 @@ class JobSpec(Part):
     composite: bool = Field(True, description="With a mask: put the original back outside it.")
     compat: Compat = Field(
         default_factory=_compat_by_composite,
-        description="`comfyui`: the reference's own behaviour, its defects included; absent: `comfyui` where `composite` "
-        "is false, else `none`.",
+        description="`comfyui`: the reference's own behaviour, its defects included; absent: `comfyui` where "
+        "`composite` is false, else `none`.",
     )
     preserve: Preserve | None = Field(
         None, description="Fail rather than change what the mask spares; null: do not."
@@ -130,7 +130,7 @@ class JobSpec(Part):
         return self
 
     def to_json(self) -> str:
-        """The canonical form: sorted keys, no spaces, every default written. `parse_job` gives an equal spec back."""
+        """The canonical form: sorted keys, no spaces, every default written; `parse_job` gives it back."""
         data = self.model_dump(mode="json", by_alias=True)
         return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -186,7 +186,7 @@ class JobSpec(Part):
         return self.model_copy(update={"sampling": sampling.model_copy(update=filled)})
 
     def features(self) -> frozenset[str]:
-        """What a worker must be able to do to render this; resolve the spec first to have its sampler among it."""
+        """What a worker must be able to do to render this; of a resolved spec, its sampler too."""
         return features(self)
 
 
@@ -202,8 +202,8 @@ def parse_job(data: str | bytes | Mapping[str, Any], *, where: str = "job") -> J
     """The spec that a text, its bytes, or an already decoded object holds.
 
     `where` names it in messages, e.g. the file. Raises SpecError with every problem found, and nothing else:
-    text over 256 KiB, JSON that is broken or has a key twice, NaN, unknown keys, values of the wrong type or out of
-    range, and broken rules between fields.
+    text over 256 KiB, JSON that is broken or has a key twice, NaN, unknown keys, values of the wrong type or out
+    of range, and broken rules between fields.
     """
     text = decode(data, where)
     try:

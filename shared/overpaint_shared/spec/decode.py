@@ -1,4 +1,4 @@
-"""From bytes to JSON text that is safe to validate: of bounded size, with every key once and every number finite."""
+"""From bytes to JSON text that is safe to validate: of bounded size, every key once, every number finite."""
 
 import json
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from overpaint_shared.errors import Problem, SpecError, shorten
 LARGEST_SPEC_BYTES: Final = 256 * 1024
 
 
-class _Duplicate(ValueError):
+class _DuplicateKeyError(ValueError):
     """A key stands twice in one object."""
 
 
-class _NotFinite(ValueError):
+class _NotFiniteError(ValueError):
     """A number that JSON does not have."""
 
 
@@ -66,14 +66,14 @@ def _check(text: str, where: str) -> None:
             f"is not JSON: {error.msg}, line {error.lineno}, column {error.colno}",
             given=shorten(line, 80) if line else None,
         )
-    except _Duplicate as error:
-        _fail(where, f"the key {error} stands twice in one object", allowed="each key once")
-    except _NotFinite as error:
-        _fail(where, f"{error} is not a JSON number", given=str(error), allowed="a finite number")
+    except _DuplicateKeyError as error:
+        _fail(where, f"has the key {error} twice in one object", allowed="each key once")
+    except _NotFiniteError as error:
+        _fail(where, f"holds {error}, which is no JSON number", given=str(error), allowed="a finite number")
     except RecursionError:
         _fail(where, "is nested too deep")
     except ValueError as error:  # a number of thousands of digits, a lone surrogate
-        _fail(where, f"cannot be read: {shorten(str(error))}")
+        _fail(where, f"cannot be read: {shorten(str(error).split(';')[0])}")
     if not isinstance(value, dict):
         _fail(where, "is not an object", given=shorten(value, 80), allowed='an object, {"version": 1, ...}')
 
@@ -83,15 +83,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise _Duplicate(shorten(twice, 80))
+        raise _DuplicateKeyError(shorten(twice, 80))
     return value
 
 
 def _not_finite(constant: str) -> NoReturn:
-    raise _NotFinite(constant)
+    raise _NotFiniteError(constant)
 
 
 def _fail(where: str, message: str, *, given: str | None = None, allowed: str | None = None) -> NoReturn:
     raise SpecError(
-        f"{where} is wrong:", [Problem(path="", message=f"the file {message}", given=given, allowed=allowed)]
+        f"{where} is wrong:", [Problem(path="", message=f"the text {message}", given=given, allowed=allowed)]
     ) from None

@@ -64,7 +64,7 @@ def features(spec: "JobSpec") -> frozenset[str]:
 
 
 def has_weights(prompt: str) -> bool:
-    """Whether the prompt holds parentheses that mean a weight: `(hat:1.3)`, `(hat)`; `\\(` is a plain one."""
+    r"""Whether the prompt holds parentheses that mean a weight: `(hat:1.3)`, `(hat)`; `\(` is a plain one."""
     return _WEIGHTED.search(prompt) is not None
 
 

@@ -1,4 +1,4 @@
-"""What all parts of the spec are made of: the base class, names, references to pictures, numbers with ranges."""
+"""What all parts of the spec are made of: the base class, names, references to pictures, ranges."""
 
 import difflib
 import re
@@ -21,6 +21,9 @@ LARGEST_SEED: Final = 2**64 - 1
 
 RULE_ERROR: Final = "overpaint_rule"
 """Type of the pydantic error that carries `Problem`s of a rule between fields; `explain` unfolds it."""
+
+VALUE_ERROR: Final = "overpaint_value"
+"""Type of the pydantic error whose words are our own."""
 
 ReferenceKind = Literal["path", "s3", "sha256"]
 
@@ -82,21 +85,22 @@ def reference_kind(reference: str) -> ReferenceKind:
     return "sha256" if reference.startswith("sha256:") else "path"
 
 
-def _value_error(message: str, **context: Any) -> PydanticCustomError:
-    return PydanticCustomError("overpaint_value", "{message}", {"message": message, **context})
+def value_error(message: str, *, allowed: str) -> PydanticCustomError:
+    """A pydantic error in our own words: what is wrong with the value, and what may stand there."""
+    return PydanticCustomError(VALUE_ERROR, "{message}", {"message": message, "allowed": allowed})
 
 
 def _check_reference(reference: str) -> str:
     if _CONTROL.search(reference):
-        raise _value_error("holds control characters", allowed="a path, s3://bucket/key or sha256:<hex>")
+        raise value_error("holds control characters", allowed="a path, s3://bucket/key or sha256:<hex>")
     if reference.startswith("s3://"):
         if not _BUCKET_AND_KEY.fullmatch(reference):
-            raise _value_error("is not an S3 address", allowed="s3://bucket/key")
+            raise value_error("is not an S3 address", allowed="s3://bucket/key")
     elif reference.startswith("sha256:"):
         if not _SHA256.fullmatch(reference):
-            raise _value_error("is not a hash", allowed="sha256: and 64 lower-case hexadecimal digits")
+            raise value_error("is not a hash", allowed="sha256: and 64 lower-case hexadecimal digits")
     elif _OTHER_SCHEME.match(reference):
-        raise _value_error(
+        raise value_error(
             "is an address that Overpaint does not fetch", allowed="a path, s3://bucket/key or sha256:<hex>"
         )
     return reference
@@ -104,24 +108,24 @@ def _check_reference(reference: str) -> str:
 
 def _check_text(text: str) -> str:
     if _CONTROL_IN_TEXT.search(text):
-        raise _value_error("holds control characters", allowed="text, tabs and line breaks")
+        raise value_error("holds control characters", allowed="text, tabs and line breaks")
     return text
 
 
 def _check_line(text: str) -> str:
     if _CONTROL.search(text):
-        raise _value_error("holds control characters or line breaks", allowed="one line of text")
+        raise value_error("holds control characters or line breaks", allowed="one line of text")
     return text
 
 
 def _check_key(key: str) -> str:
     parts = key.split("/")
     if _CONTROL.search(key) or "\\" in key:
-        raise _value_error(
+        raise value_error(
             "holds control characters or backslashes", allowed="a relative key, e.g. shots/012.png"
         )
     if any(part in ("", ".", "..") for part in parts):
-        raise _value_error(
+        raise value_error(
             "is not a relative key",
             allowed="parts divided by single `/`, none of them `.` or `..`, e.g. shots/012.png",
         )

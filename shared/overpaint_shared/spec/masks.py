@@ -1,6 +1,6 @@
-"""Where a mask comes from and what is done to it. White (1) is repainted, black (0) is kept, grey is in between."""
+"""Where a mask comes from and what is done to it: 1 (white) is repainted, 0 is kept, the rest is in between."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -148,7 +148,6 @@ class CombinedMask(_MaskSource):
         description="The masks, 2 to 16, combined at the canvas's size; nested at most 4 deep.",
     )
     at: Literal["canvas"] = Field("canvas", description="Has the canvas's size.")
-    deepest: ClassVar[int] = DEEPEST_MASK
 
     @model_validator(mode="after")
     def _is_not_too_deep(self) -> Self:

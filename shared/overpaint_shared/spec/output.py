@@ -63,7 +63,8 @@ class Output(Part):
     previews: bool = Field(True, description="Also store the mask in black and white and as a heat map.")
     key: Key | None = Field(
         None,
-        description="Name under which the result is also stored: a relative key, at most 512 characters; null: none.",
+        description="Name under which the result is also stored: a relative key, at most 512 characters; "
+        "null: none.",
     )
 
     @property

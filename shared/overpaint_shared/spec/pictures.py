@@ -13,8 +13,8 @@ class Source(Part):
     """The picture to change."""
 
     image: Reference = Field(
-        description="A path (the producer uploads the file), s3://bucket/key, or sha256:<64 hex digits> of a stored "
-        "input; at most 4096 characters."
+        description="A path (the producer uploads the file), s3://bucket/key, or sha256:<64 hex digits> of "
+        "a stored input; at most 4096 characters."
     )
 
 
@@ -60,7 +60,8 @@ class Pad(Part):
     bottom: Pixels = Field(0, description="Pixels added at the bottom, 0 to 16384.")
     feathering: Pixels = Field(
         40,
-        description="Width of the soft edge that the mask source `pad` has inside the old picture, pixels, 0 to 16384.",
+        description="Width of the soft edge that the mask source `pad` has inside the old picture, pixels, "
+        "0 to 16384.",
     )
 
     @property

@@ -4,9 +4,8 @@ import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
 
-from overpaint_shared.spec.fields import LARGEST_SEED, Part, Side
+from overpaint_shared.spec.fields import LARGEST_SEED, Part, Side, value_error
 
 SamplerName = Literal[
     "euler",
@@ -55,13 +54,8 @@ def _seed_as_int(seed: Any) -> Any:
     if not isinstance(seed, str):
         return seed
     if not re.fullmatch(r"[0-9]{1,20}", seed):
-        raise PydanticCustomError(
-            "overpaint_value",
-            "{message}",
-            {
-                "message": "is not a decimal number",
-                "allowed": f"0 to {LARGEST_SEED}, as a number or in quotes, or null",
-            },
+        raise value_error(
+            "is not a decimal number", allowed=f"0 to {LARGEST_SEED}, a number or the same in quotes, or null"
         )
     return int(seed)
 
@@ -86,8 +80,8 @@ class Sampling(Part):
 
     seed: Seed | None = Field(
         None,
-        description="Seed of the noise: 0 to 18446744073709551615, a number or the same in quotes; null or absent: "
-        "drawn at submit and stored.",
+        description="Seed of the noise: 0 to 18446744073709551615, a number or the same in quotes; "
+        "null or absent: drawn at submit and stored.",
     )
     steps: Steps | None = Field(
         None, description="Evaluations of the schedule, 1 to 10000; absent: the model's default."
@@ -105,7 +99,8 @@ class Sampling(Part):
         None,
         ge=0.01,
         le=1,
-        description="How much is painted anew, 0.01 to 1; absent: 0.6 for img2img, 0.8 for latent_noise_mask, else 1.",
+        description="How much is painted anew, 0.01 to 1; absent: 0.6 for img2img, 0.8 for latent_noise_mask, "
+        "1 for the others.",
     )
     differential: bool = Field(
         False,
