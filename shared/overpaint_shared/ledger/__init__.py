@@ -1,0 +1,56 @@
+"""Job records in Redis: the truth about every job, under Celery's messages. `Ledger` is the face."""
+
+from overpaint_shared.ledger.events import Events
+from overpaint_shared.ledger.ledger import Ledger
+from overpaint_shared.ledger.records import (
+    Beat,
+    Cancelled,
+    Claim,
+    Done,
+    Event,
+    Failed,
+    Finished,
+    JobRecord,
+    Outcome,
+    Reaped,
+    Released,
+    ReleaseReason,
+    Renewal,
+    Submission,
+    SubmitConflict,
+    Submitted,
+    Wakeup,
+    WorkerRecord,
+    spec_digest,
+)
+from overpaint_shared.ledger.states import LEASED, LIVE, MOVES, REPLAYABLE, TERMINAL, JobState
+
+__all__ = [
+    "LEASED",
+    "LIVE",
+    "MOVES",
+    "REPLAYABLE",
+    "TERMINAL",
+    "Beat",
+    "Cancelled",
+    "Claim",
+    "Done",
+    "Event",
+    "Events",
+    "Failed",
+    "Finished",
+    "JobRecord",
+    "JobState",
+    "Ledger",
+    "Outcome",
+    "Reaped",
+    "ReleaseReason",
+    "Released",
+    "Renewal",
+    "Submission",
+    "SubmitConflict",
+    "Submitted",
+    "Wakeup",
+    "WorkerRecord",
+    "spec_digest",
+]

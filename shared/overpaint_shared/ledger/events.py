@@ -1,0 +1,75 @@
+"""Following jobs live."""
+
+import json
+from collections.abc import Collection, Iterator
+from types import TracebackType
+from typing import Any, Final, Self
+
+import redis
+from redis.client import PubSub
+
+from overpaint_shared.ledger.faults import typed_errors
+from overpaint_shared.ledger.records import Event
+from overpaint_shared.ledger.states import JobState
+
+_FOREVER_S: Final = 1.0  # how long one wait of the endless iterator is
+
+
+def channel(owner: str) -> str:
+    """Where every change to a job of `owner` is published."""
+    return f"op:events:{owner}"
+
+
+class Events:
+    """The events of one owner's jobs, from the moment the context is entered.
+
+    Pub/Sub drops what it cannot deliver: read the records after entering, and again whenever it matters.
+    """
+
+    def __init__(self, client: redis.Redis, where: str, owner: str, ids: Collection[str] | None) -> None:
+        self._where = where
+        self._channel = channel(owner)
+        self._ids = None if ids is None else frozenset(ids)
+        self._pubsub: PubSub = client.pubsub(ignore_subscribe_messages=False)
+
+    def __enter__(self) -> Self:
+        with typed_errors(self._where):
+            self._pubsub.subscribe(self._channel)
+            # The subscription stands once Redis has confirmed it; nothing later than this is missed.
+            while (message := self._pubsub.get_message(timeout=5.0)) is not None:
+                if message["type"] == "subscribe":
+                    return self
+        raise TimeoutError(f"Redis at {self._where} did not confirm the subscription")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pubsub.close()
+
+    def poll(self, timeout_s: float) -> Event | None:
+        """The next event, or None when `timeout_s` passed without one for these jobs, or a little earlier."""
+        with typed_errors(self._where):
+            message = self._pubsub.get_message(timeout=timeout_s)
+        if message is None or message["type"] != "message":
+            return None
+        event = _parsed(message["data"])
+        return event if self._ids is None or event.job_id in self._ids else None
+
+    def __iter__(self) -> Iterator[Event]:
+        """Events without end."""
+        while True:
+            if (event := self.poll(_FOREVER_S)) is not None:
+                yield event
+
+
+def _parsed(data: str) -> Event:
+    raw: dict[str, Any] = json.loads(data)
+    return Event(
+        job_id=raw["job"],
+        state=JobState(raw["state"]),
+        stage=raw.get("stage"),
+        step=int(raw.get("step", 0)),
+        of=int(raw.get("of", 0)),
+        attempt=int(raw.get("attempt", 0)),
+        at=float(raw.get("at", 0)),
+    )

@@ -1,0 +1,102 @@
+"""Redis' errors, made typed."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError as RedisConnectionError,
+    ResponseError,
+    TimeoutError as RedisTimeoutError,
+)
+
+from overpaint_shared.errors import LedgerFull, LedgerUnreachable, OverpaintError
+
+_CLUSTER = re.compile(r"\b(MOVED|CROSSSLOT|CLUSTERDOWN|ASK)\b|non local key|cluster mode", re.IGNORECASE)
+
+
+def masked(url: str) -> str:
+    """`url` for people and logs: the password is replaced by `***`."""
+    return re.sub(r"(://[^/@:]*):.*@", r"\1:***@", url)
+
+
+def address(client: redis.Redis) -> str:
+    """Where `client` connects, without its password."""
+    kwargs = client.connection_pool.connection_kwargs
+    if path := kwargs.get("path"):
+        return f"unix://{path}?db={kwargs.get('db', 0)}"
+    scheme = "rediss" if "Ssl" in client.connection_pool.connection_class.__name__.title() else "redis"
+    return f"{scheme}://{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}/{kwargs.get('db', 0)}"
+
+
+def typed(error: Exception, where: str) -> OverpaintError | None:
+    """The typed error for what Redis at `where` raised; None: a defect of ours, let it through."""
+    text = str(error)
+    if isinstance(error, AuthenticationError) or "NOAUTH" in text or "WRONGPASS" in text:
+        return LedgerUnreachable(
+            f"Redis at {where} refuses the password",
+            field="redis_url",
+            value=where,
+            fix="put user and password into the URL: redis://user:password@host:port/0",
+        )
+    if isinstance(error, RedisConnectionError | RedisTimeoutError):
+        return LedgerUnreachable(
+            f"Redis at {where} does not answer: {text}",
+            field="redis_url",
+            value=where,
+            fix="start Redis there, or set OVERPAINT_REDIS_URL to where it runs",
+        )
+    return _refused(text, where) if isinstance(error, ResponseError) else None
+
+
+def _refused(text: str, where: str) -> OverpaintError | None:
+    if "OOM" in text:
+        return LedgerFull(
+            f"Redis at {where} has reached its maxmemory",
+            field="redis_url",
+            value=where,
+            fix="raise maxmemory, or wait until jobs have ended and expired",
+        )
+    if "MISCONF" in text:
+        return LedgerFull(
+            f"Redis at {where} cannot write its data to disk: {text}",
+            field="redis_url",
+            value=where,
+            fix="free disk space on its host",
+        )
+    if _CLUSTER.search(text):
+        return LedgerUnreachable(
+            f"Redis at {where} is a Redis Cluster, which is not supported",
+            field="redis_url",
+            value=where,
+            fix="use one Redis primary, with replicas if you like",
+        )
+    if "READONLY" in text:
+        return LedgerUnreachable(
+            f"Redis at {where} is a read-only replica",
+            field="redis_url",
+            value=where,
+            fix="point OVERPAINT_REDIS_URL at the primary",
+        )
+    if "NOPERM" in text:
+        return LedgerUnreachable(
+            f"Redis at {where} denies its user a command: {text}",
+            field="redis_url",
+            value=where,
+            fix="give the user the rights that docs/security.md lists",
+        )
+    return None
+
+
+@contextmanager
+def typed_errors(where: str) -> Iterator[None]:
+    """Raise `LedgerUnreachable` or `LedgerFull` for what Redis raises inside."""
+    try:
+        yield
+    except redis.RedisError as error:
+        better = typed(error, where)
+        if better is None:
+            raise
+        raise better from error

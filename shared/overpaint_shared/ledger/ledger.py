@@ -1,0 +1,313 @@
+"""The ledger: the truth about every job, in Redis.
+
+A Celery message only wakes a worker; whether a job may be rendered, by whom, and whether its result counts, is
+decided here, by Lua scripts that each make one change whole and publish it. Every call may be repeated: a call whose
+reply was lost is asked again and gives the same answer.
+
+One Redis primary. Redis Cluster is not supported, and a failover may lose the last acknowledged writes.
+"""
+
+import time
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError, TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from overpaint_shared.errors import OverpaintError, UnknownJob
+from overpaint_shared.ledger import listing, wire
+from overpaint_shared.ledger.events import Events
+from overpaint_shared.ledger.faults import address, typed_errors
+from overpaint_shared.ledger.reaper import Reaper
+from overpaint_shared.ledger.records import (
+    Beat,
+    Claim,
+    Done,
+    Failed,
+    Finished,
+    JobRecord,
+    Outcome,
+    Reaped,
+    Released,
+    ReleaseReason,
+    Renewal,
+    Submission,
+    Submitted,
+    Wakeup,
+    WorkerRecord,
+)
+from overpaint_shared.ledger.scripts import Scripts
+from overpaint_shared.ledger.states import JobState
+from overpaint_shared.settings import LedgerSettings
+
+if TYPE_CHECKING:
+    from overpaint_shared.catalogue import Catalogue
+
+_PIPELINE: Final = 500
+_RETRIES: Final = 4
+
+
+class Ledger:
+    """One face for producers, workers and the reaper. Safe to share between threads.
+
+    Every method raises `LedgerUnreachable` when Redis does not answer (after short retries) and `LedgerFull` when it
+    has no memory left. Calls that end or renew a job still work in a full Redis.
+    """
+
+    def __init__(self, client: redis.Redis, settings: LedgerSettings) -> None:
+        """`client` must decode its responses (`decode_responses=True`); `connect` makes such a one."""
+        if not client.get_encoder().decode_responses:
+            raise ValueError("the ledger needs a Redis client with decode_responses=True")
+        self._client = client
+        self._settings = settings
+        self._where = address(client)
+        self._scripts = Scripts(client)
+        self._reaper = Reaper(client, self._scripts, settings)
+
+    @classmethod
+    def connect(cls, redis_url: str, settings: LedgerSettings) -> "Ledger":
+        """A ledger at `redis_url`. Nothing is sent before the first call."""
+        client = redis.Redis.from_url(
+            redis_url,
+            decode_responses=True,
+            socket_timeout=5.0,
+            socket_connect_timeout=3.0,
+            socket_keepalive=True,
+            health_check_interval=10,
+            retry=Retry(ExponentialWithJitterBackoff(cap=1.0, base=0.05), _RETRIES),
+            retry_on_error=[RedisConnectionError, RedisTimeoutError],
+        )
+        return cls(client, settings)
+
+    def __repr__(self) -> str:
+        return f"Ledger({self._where!r})"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def ping(self) -> None:
+        """Raise unless Redis answers and can be used."""
+        with typed_errors(self._where):
+            self._client.ping()
+            listing.refuse_cluster(self._client)
+
+    # Producers ---------------------------------------------------------------------------------------------------
+
+    def submit(self, items: Iterable[Submission]) -> list[Submitted]:
+        """Queue jobs; answers in the order of `items`. Publish the wake-ups of all of them.
+
+        A token that stands for the same spec gives the job that is there. Those that stand for another spec raise
+        one `SubmitConflict` (a `TokenConflict`) after everything else was submitted; its `submitted` holds the other answers.
+        """
+        done: list[Submitted] = []
+        conflicts: list[Submission] = []
+        for chunk in wire.chunks(items, _PIPELINE):
+            with typed_errors(self._where):
+                replies = self._scripts.run_many("submit", [self._submission(item) for item in chunk])
+            for item, reply in zip(chunk, replies, strict=True):
+                if reply[0] == "conflict":
+                    conflicts.append(item)
+                else:
+                    done.append(Submitted(reply[1], reply[0] == "created", wire.wakeups(reply[2])))
+        if conflicts:
+            raise wire.conflict(conflicts, done)
+        return done
+
+    def _submission(self, item: Submission) -> list[object]:
+        return wire.submission(item, self._settings.window)
+
+    def cancel(self, job_id: str) -> Released:
+        """Stop a job: a queued one is `cancelled` at once, a running one `cancelling` until its worker confirms.
+
+        A job that has ended stays as it is. A job whose result is committed before its worker sees the cancel ends
+        `done`. `state` is None where there is no record.
+        """
+        return self._released(
+            self._run("cancel", job_id, self._settings.window, self._settings.keep_failed_s)
+        )
+
+    def replay(self, job_id: str) -> tuple[Wakeup, ...]:
+        """Queue a failed or dead job again, its counts reset, its fencing token not.
+
+        Raises `UnknownJob` without a record, and `OverpaintError` where the job has not failed.
+        """
+        state, moved, due = self._run("replay", job_id, self._settings.window)
+        if not state:
+            raise UnknownJob(f"there is no job {job_id}", field="job", value=job_id)
+        if not int(moved) and state != JobState.QUEUED:
+            raise OverpaintError(
+                f"job {job_id} is {state}; only a failed or dead job can be replayed",
+                field="job",
+                value=job_id,
+            )
+        return wire.wakeups(due)
+
+    # Workers -----------------------------------------------------------------------------------------------------
+
+    def claim(
+        self,
+        job_id: str,
+        worker_id: str,
+        features: Collection[str] | None = None,
+        models: Collection[str] | None = None,
+    ) -> Claim:
+        """Take a job for `worker_id`, which can render `features` and `models` (None: anything).
+
+        A job that lacks a feature here is left for others, and this worker is noted as unable. A live lease is busy
+        for everyone, its own worker included.
+        """
+        reply = self._run(
+            "claim",
+            job_id,
+            worker_id,
+            uuid.uuid4().hex,  # a repeated call is known by it
+            self._settings.lease_s,
+            self._settings.window,
+            wire.offer(features),
+            wire.offer(models),
+        )
+        return wire.claim(reply)
+
+    def renew(self, worker_id: str, beats: Sequence[Beat]) -> dict[str, Renewal]:
+        """Renew the leases of all jobs of a worker in one call, and publish the progress that changed.
+
+        A lease that ran out but was not reaped yet is renewed too: the job is still its holder's.
+        """
+        if not beats:
+            return {}
+        args = [
+            value for beat in beats for value in (beat.job_id, beat.token, beat.stage, beat.step, beat.of)
+        ]
+        verdicts: list[Renewal] = self._run("renew", worker_id, self._settings.lease_s, *args)
+        return {beat.job_id: verdict for beat, verdict in zip(beats, verdicts, strict=True)}
+
+    def finish(self, job_id: str, token: int, outcome: Outcome) -> Finished:
+        """Commit how an attempt ended. Only the current token's outcome is accepted.
+
+        Of a cancelling job, a `Done` is kept; a `Failed` ends it as `cancelled`.
+        """
+        state, keep_s, result, error = self._outcome(outcome)
+        accepted, now, due = self._run(
+            "finish",
+            job_id,
+            token,
+            state,
+            keep_s,
+            self._settings.window,
+            result,
+            error,
+            self._settings.keep_failed_s,
+        )
+        return Finished(bool(int(accepted)), JobState(now) if now else None, wire.wakeups(due))
+
+    def _outcome(
+        self, outcome: Outcome
+    ) -> tuple[JobState, int, Mapping[str, Any] | None, Mapping[str, Any] | None]:
+        if isinstance(outcome, Done):
+            return JobState.DONE, self._settings.keep_done_s, dict(outcome.result), None
+        if isinstance(outcome, Failed):
+            return JobState.FAILED, self._settings.keep_failed_s, None, dict(outcome.error)
+        return JobState.CANCELLED, self._settings.keep_failed_s, None, None
+
+    def release(self, job_id: str, token: int, reason: ReleaseReason, detail: str = "") -> Released:
+        """Give a job back. `detail` says what happened, for people ("engine killed by signal 11").
+
+        A stale token changes nothing. A cancelling job becomes `cancelled`; a crash beyond `max_crashes` makes the
+        job `dead`.
+        """
+        settings = self._settings
+        return self._released(
+            self._run(
+                "release",
+                job_id,
+                token,
+                reason,
+                detail,
+                settings.window,
+                settings.max_crashes,
+                settings.keep_failed_s,
+            )
+        )
+
+    def _released(self, reply: Sequence[Any]) -> Released:
+        state, due = reply
+        return Released(JobState(state) if state else None, wire.wakeups(due))
+
+    def reap(self) -> Reaped:
+        """Mend what died: expired leases, lost messages, jobs nobody can render, expired records.
+
+        Does nothing for one lease after Redis was away, so that owners renew first. Bounded work per call; call it
+        every `reap_s` from every worker.
+        """
+        with typed_errors(self._where):
+            return self._reaper.reap(time.monotonic())
+
+    # Queries -----------------------------------------------------------------------------------------------------
+
+    def job(self, job_id: str) -> JobRecord | None:
+        """One record with its spec."""
+        with typed_errors(self._where):
+            return listing.job(self._client, job_id)
+
+    def jobs(
+        self,
+        owner: str | None = None,
+        state: JobState | Collection[JobState] | None = None,
+        group: str | None = None,
+        model: str | None = None,
+        limit: int = 100,
+        labels: Mapping[str, str] | None = None,
+    ) -> list[JobRecord]:
+        """At most `limit` records without their specs, newest first. `group` needs `owner`."""
+        wanted = listing.Filter(owner, listing.states(state), group, model, labels or {})
+        with typed_errors(self._where):
+            return listing.jobs(self._client, wanted, limit)
+
+    def counts(self) -> dict[JobState, int]:
+        """How many records are in each state."""
+        with typed_errors(self._where):
+            return listing.counts(self._client)
+
+    def depth(self, model: str | None = None) -> int:
+        """How many jobs are queued, for one model or for all."""
+        with typed_errors(self._where):
+            return listing.depth(self._client, model)
+
+    def oldest_waiting(self, model: str) -> float | None:
+        """For how many seconds the oldest queued job of `model` has waited; None: nothing waits."""
+        with typed_errors(self._where):
+            return listing.oldest_waiting(self._client, model)
+
+    def events(self, owner: str, ids: Collection[str] | None = None) -> Events:
+        """The live events of an owner's jobs, or of some of them: `with ledger.events("me") as events: ...`."""
+        return Events(self._client, self._where, owner, ids)
+
+    # Worker records ----------------------------------------------------------------------------------------------
+
+    def announce(self, worker: WorkerRecord, ttl: float | None = None) -> None:
+        """Make a worker known for `ttl` seconds (default: `worker_ttl_s`)."""
+        self._run("announce", worker.id, worker.name, worker.to_json(), ttl or self._settings.worker_ttl_s)
+
+    def retire(self, worker_id: str) -> None:
+        """Forget a worker that leaves."""
+        with typed_errors(self._where):
+            listing.retire(self._client, worker_id)
+
+    def workers(self) -> list[WorkerRecord]:
+        """The live workers, by name."""
+        with typed_errors(self._where):
+            return listing.workers(self._client)
+
+    def catalogue(self) -> "Catalogue":
+        """What the live workers offer together."""
+        from overpaint_shared.catalogue import Catalogue  # pydantic models: a worker need not wait for them
+
+        return Catalogue.merge(self.workers())
+
+    def _run(self, script: str, *args: object) -> Any:
+        with typed_errors(self._where):
+            return self._scripts.run(script, *args)

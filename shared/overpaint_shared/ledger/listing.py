@@ -1,0 +1,209 @@
+"""Reading the ledger: records, listings, counts, workers. Nothing here changes a job."""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from heapq import merge
+from typing import Any, Final
+
+import redis
+from redis.exceptions import ResponseError
+
+from overpaint_shared.ledger.records import JobRecord, WorkerRecord
+from overpaint_shared.ledger.states import JobState
+
+_CHUNK: Final = 200
+Fields = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which records a listing wants; None and empty mean any."""
+
+    owner: str | None
+    states: frozenset[JobState] | None
+    group: str | None
+    model: str | None
+    labels: Mapping[str, str]
+
+    def indexes(self) -> list[str]:
+        """The sorted sets that together hold every wanted job, the smallest choice."""
+        if self.group is not None and self.owner is not None:
+            return [f"op:group:{self.owner}:{self.group}"]
+        if self.owner is not None and self.states is None:
+            return [f"op:owner:{self.owner}"]
+        return [f"op:state:{state}" for state in self.states or JobState]
+
+    def wants(self, record: JobRecord) -> bool:
+        """Whether `record` is one of them."""
+        return (
+            (self.owner is None or record.owner == self.owner)
+            and (self.states is None or record.state in self.states)
+            and (self.group is None or record.group == self.group)
+            and (self.model is None or record.model == self.model)
+            and all(record.labels.get(name) == value for name, value in self.labels.items())
+        )
+
+
+def states(state: JobState | Collection[JobState] | None) -> frozenset[JobState] | None:
+    """One state, several, or any."""
+    if state is None:
+        return None
+    return frozenset({state}) if isinstance(state, JobState) else frozenset(state)
+
+
+def job(client: redis.Redis, job_id: str) -> JobRecord | None:
+    """One record with its spec."""
+    with client.pipeline(transaction=True) as pipe:
+        pipe.hgetall(f"op:job:{job_id}")
+        pipe.get(f"op:spec:{job_id}")
+        fields, spec = pipe.execute()
+    return record(job_id, fields, spec) if fields else None
+
+
+def jobs(client: redis.Redis, wanted: Filter, limit: int) -> list[JobRecord]:
+    """At most `limit` wanted records, newest first."""
+    found: list[JobRecord] = []
+    seen: set[str] = set()  # a job that changes state while we read may be met twice
+    for ids in _chunked(_newest(client, wanted.indexes())):
+        fresh = [job_id for job_id in ids if job_id not in seen]
+        seen.update(fresh)
+        found += [one for one in _records(client, fresh) if wanted.wants(one)]
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+def _newest(client: redis.Redis, indexes: list[str]) -> Iterator[str]:
+    """The ids of several indexes, newest first."""
+    streams = (_descending(client, index) for index in indexes)
+    return (job_id for _, job_id in merge(*streams, key=lambda row: row[0], reverse=True))
+
+
+def _descending(client: redis.Redis, index: str) -> Iterator[tuple[float, str]]:
+    """One index from its newest entry on, read in chunks by rank."""
+    start = 0
+    while rows := client.zrevrange(index, start, start + _CHUNK - 1, withscores=True):
+        for job_id, created in rows:
+            yield float(created), str(job_id)
+        start += len(rows)
+
+
+def _chunked(ids: Iterator[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    for job_id in ids:
+        chunk.append(job_id)
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _records(client: redis.Redis, ids: list[str]) -> list[JobRecord]:
+    with client.pipeline(transaction=False) as pipe:
+        for job_id in ids:
+            pipe.hgetall(f"op:job:{job_id}")
+        rows = pipe.execute()
+    return [record(job_id, fields) for job_id, fields in zip(ids, rows, strict=True) if fields]
+
+
+def record(job_id: str, fields: Fields, spec_json: str | None = None) -> JobRecord:
+    """The value of a record's hash. Fields that were never set have their defaults."""
+    return JobRecord(
+        id=job_id,
+        owner=fields["owner"],
+        state=JobState(fields["state"]),
+        model=fields["model"],
+        priority=int(fields["priority"]),
+        priority_class=int(fields["class"]),
+        title=fields.get("title", ""),
+        features=_names(fields.get("features")),
+        group=fields.get("group"),
+        labels=_json(fields.get("labels")) or {},
+        submit_token=fields.get("submit_token"),
+        created=float(fields["created"]),
+        since=float(fields["since"]),
+        started=_seconds(fields.get("started")),
+        ended=_seconds(fields.get("ended")),
+        attempt=int(fields.get("attempt", 0)),
+        crashes=int(fields.get("crashes", 0)),
+        lost_hosts=int(fields.get("lost", 0)),
+        token=int(fields.get("token", 0)),
+        worker=fields.get("worker"),
+        worker_name=fields.get("worker_name"),
+        lease=_seconds(fields.get("lease")),
+        stage=fields.get("stage"),
+        step=int(fields.get("step", 0)),
+        of=int(fields.get("of", 0)),
+        result=_json(fields.get("result")),
+        error=_json(fields.get("error")),
+        fault=fields.get("fault"),
+        excluded=_names(fields.get("excluded")),
+        spec_json=spec_json,
+    )
+
+
+def _names(text: str | None) -> frozenset[str]:
+    return frozenset(filter(None, (text or "").split(",")))
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text) if text else None
+
+
+def _json(text: str | None) -> dict[str, Any] | None:
+    return json.loads(text) if text else None
+
+
+def counts(client: redis.Redis) -> dict[JobState, int]:
+    """How many records are in each state."""
+    with client.pipeline(transaction=True) as pipe:
+        for state in JobState:
+            pipe.zcard(f"op:state:{state}")
+        return dict(zip(JobState, pipe.execute(), strict=True))
+
+
+def depth(client: redis.Redis, model: str | None) -> int:
+    """How many jobs are queued."""
+    index = f"op:state:{JobState.QUEUED}" if model is None else f"op:queued:{model}"
+    return int(client.zcard(index))
+
+
+def oldest_waiting(client: redis.Redis, model: str) -> float | None:
+    """Seconds that the oldest queued job of `model` has waited."""
+    with client.pipeline(transaction=False) as pipe:
+        pipe.zrange(f"op:queued:{model}", 0, 0, withscores=True)
+        pipe.time()
+        oldest, (seconds, microseconds) = pipe.execute()
+    if not oldest:
+        return None
+    return max(0.0, seconds + microseconds / 1e6 - float(oldest[0][1]))
+
+
+def workers(client: redis.Redis) -> list[WorkerRecord]:
+    """The live workers, by name. Names of dead ones are dropped from the index."""
+    ids = sorted(client.smembers("op:workers"))
+    with client.pipeline(transaction=False) as pipe:
+        for worker_id in ids:
+            pipe.hget(f"op:worker:{worker_id}", "record")
+        rows = pipe.execute()
+    dead = [worker_id for worker_id, row in zip(ids, rows, strict=True) if row is None]
+    if dead:  # one that announces itself in this moment does so again soon
+        client.srem("op:workers", *dead)
+    live = [WorkerRecord.from_json(json.loads(row)) for row in rows if row is not None]
+    return sorted(live, key=lambda worker: (worker.name, worker.id))
+
+
+def retire(client: redis.Redis, worker_id: str) -> None:
+    """Forget a worker."""
+    with client.pipeline(transaction=True) as pipe:
+        pipe.delete(f"op:worker:{worker_id}")
+        pipe.srem("op:workers", worker_id)
+        pipe.execute()
+
+
+def refuse_cluster(client: redis.Redis) -> None:
+    """Raise Redis' own kind of error on a Redis Cluster."""
+    if client.info("server").get("redis_mode") == "cluster":
+        raise ResponseError("cluster mode is on")

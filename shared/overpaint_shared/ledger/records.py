@@ -1,0 +1,307 @@
+"""What goes into the ledger and what comes out of it: frozen values, no behaviour.
+
+Times are Unix seconds by the clock of Redis; `_s` are seconds.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Any, Final, Literal
+
+from overpaint_shared.errors import TokenConflict
+from overpaint_shared.ledger.states import JobState
+
+JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_OWNER: Final = re.compile(r"[^\s\x00-\x1f]{1,128}")
+_FEATURE: Final = re.compile(r"[^,\n]{1,128}")
+
+
+def spec_digest(spec_json: str) -> str:
+    """What stands for a spec where two are compared: 32 hexadecimal digits."""
+    return blake2b(spec_json.encode(), digest_size=16).hexdigest()
+
+
+def _require(pattern: re.Pattern[str], name: str, value: str) -> None:
+    if not pattern.fullmatch(value):
+        raise ValueError(f"{name} {value!r} must match {pattern.pattern}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """A job to be queued."""
+
+    id: str
+    """Chosen by the producer, unique: `[A-Za-z0-9_-]`, at most 64."""
+    owner: str
+    spec_json: str
+    model: str
+    priority: int = 5
+    """0 (first) .. 9."""
+    group: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    token: str | None = None
+    """Makes the submission idempotent: scoped to the owner, valid while the record lives."""
+    title: str = ""
+    """What people read in Flower's table and in listings; short."""
+    features: frozenset[str] = frozenset()
+    """What a worker must be able to render (`JobSpec.features()`)."""
+    digest: str | None = None
+    """What `token` compares; absent: the digest of `spec_json`. Give `spec_digest` of the spec as the user
+    wrote it where `spec_json` holds anything drawn at submit, such as a seed."""
+
+    def __post_init__(self) -> None:
+        _require(JOB_ID, "job id", self.id)
+        _require(_NAME, "model", self.model)
+        _require(_OWNER, "owner", self.owner)
+        for feature in self.features:
+            _require(_FEATURE, "feature", feature)
+        if not 0 <= self.priority <= 9:
+            raise ValueError(f"priority {self.priority!r} must be 0..9")
+
+
+@dataclass(frozen=True, slots=True)
+class Wakeup:
+    """A message that is due: `queues.publish` sends it. Losing or doubling one is harmless."""
+
+    job_id: str
+    model: str
+    priority: int
+    """The Celery priority of the job's class now: 0, 3, 6 or 9; 0 is first."""
+    title: str
+    stamp: float = 0.0
+    """When the ledger asked for this message; goes out in its header, so that the reaper can tell what was lost."""
+    front: bool = False
+    """Goes to the front of its list: the job had its turn already, or its message was lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The answer to one submission."""
+
+    id: str
+    """The job that stands for it: another than submitted where the token was known."""
+    created: bool
+    """Whether this call made the record. False also when a lost connection made it call twice."""
+    wakeups: tuple[Wakeup, ...]
+
+
+class SubmitConflict(TokenConflict):
+    """Some of the submissions had tokens (or ids) that stand for other specs; the others were submitted."""
+
+    code = "submit_conflict"
+    submitted: tuple[Submitted, ...] = ()
+    """The answers of those that were; their wake-ups are due."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The answer to a claim. Anything but `ok` means: do nothing with this message."""
+
+    verdict: Literal["ok", "busy", "skip", "gone", "dead"]
+    """ok: the job is yours · busy: somebody holds a lease (perhaps you) · skip: it has ended, or this worker
+    cannot render it (another is woken) · gone: no record · dead: failed too often."""
+    token: int = 0
+    """The fencing token: every later call about this attempt shows it."""
+    attempt: int = 0
+    """Counts the claims since submit or replay, for people."""
+    spec_json: str = ""
+    owner: str = ""
+    crashes: int = 0
+    """More than 0: this job was in a batch that crashed, so render it alone."""
+    wakeups: tuple[Wakeup, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """One running job in a renewal. Without a stage only the lease is renewed."""
+
+    job_id: str
+    token: int
+    stage: str | None = None
+    step: int = 0
+    of: int = 0
+
+
+Renewal = Literal["ok", "lost", "cancel"]
+"""ok: go on · lost: the job is no longer yours, drop it · cancel: stop it, then `finish(Cancelled())`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The job was rendered: file name -> storage key, and anything else for people, as JSON."""
+
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job cannot be rendered: `OverpaintError.to_json()`."""
+
+    error: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The step loop has stopped."""
+
+
+Outcome = Done | Failed | Cancelled
+
+
+class ReleaseReason(StrEnum):
+    """Why a worker gives a job back."""
+
+    STOPPED = "stopped"
+    """The worker stops; not counted."""
+    CRASHED = "crashed"
+    """The engine died or hung with this job in it; counted, and beyond `max_crashes` the job is dead."""
+    UNABLE = "unable"
+    """This worker cannot render it; not counted, and this worker is not asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer to `finish`."""
+
+    accepted: bool
+    """False: the token is no longer the job's. Nothing of this attempt may show; delete what it stored."""
+    state: JobState | None
+    """The job's state now; None: no record."""
+    wakeups: tuple[Wakeup, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The answer to `release` and `cancel`."""
+
+    state: JobState | None
+    """The job's state now, whether this call moved it or not; None: no record."""
+    wakeups: tuple[Wakeup, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """What one call of the reaper did. Publish the wake-ups."""
+
+    expired: tuple[str, ...] = ()
+    """Jobs whose lease had run out: queued again, cancelled or dead."""
+    stale: tuple[str, ...] = ()
+    """Queued jobs whose message was lost."""
+    unable: tuple[str, ...] = ()
+    """Jobs that failed because no live worker can render them."""
+    wakeups: tuple[Wakeup, ...] = ()
+    holding: bool = False
+    """Redis was away, so this call did nothing: owners renew first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobRecord:
+    """A job as the ledger knows it."""
+
+    id: str
+    owner: str
+    state: JobState
+    model: str
+    priority: int
+    """As submitted, 0..9."""
+    priority_class: int
+    """As it waits now: 0, 3, 6 or 9."""
+    title: str
+    features: frozenset[str]
+    group: str | None
+    labels: Mapping[str, str]
+    submit_token: str | None
+    created: float
+    since: float
+    """When it was queued last."""
+    started: float | None
+    ended: float | None
+    attempt: int
+    crashes: int
+    lost_hosts: int
+    token: int
+    """The fencing token of the newest attempt, 0 before the first. Only its keys may be shown."""
+    worker: str | None
+    worker_name: str | None
+    lease: float | None
+    stage: str | None
+    step: int
+    of: int
+    result: Mapping[str, Any] | None
+    error: Mapping[str, Any] | None
+    fault: str | None
+    """What went wrong in the newest attempt that was given back, for people."""
+    excluded: frozenset[str]
+    """Workers that cannot render it."""
+    spec_json: str | None = None
+    """None in listings."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, for `--json`."""
+        spec = json.loads(self.spec_json) if self.spec_json else None
+        plain = asdict(self) | {
+            "features": sorted(self.features),
+            "excluded": sorted(self.excluded),
+            "spec": spec,
+        }
+        del plain["spec_json"]
+        return plain
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerRecord:
+    """A live worker as it announces itself. JSON values only."""
+
+    id: str
+    """UUID of the process."""
+    name: str
+    """Celery's node name."""
+    host: str
+    device: str
+    slots: int
+    version: str
+    features: frozenset[str] = frozenset()
+    catalogue: tuple[Mapping[str, Any], ...] = ()
+    """`ModelTraits` of everything in its registry, as JSON."""
+    models: tuple[str, ...] = ()
+    """The models whose queues it reads."""
+    running: int = 0
+    started: float = 0.0
+    device_name: str = ""
+    memory_total: int | None = None
+    """Bytes."""
+    memory_used: int | None = None
+    """Bytes."""
+    loaded: str | None = None
+    """The model that is warm."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        return asdict(self) | {"features": sorted(self.features)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "WorkerRecord":
+        """The record that `to_json` wrote; keys of a newer version are left out."""
+        known = {key: value for key, value in data.items() if key in cls.__dataclass_fields__}
+        known["features"] = frozenset(known.get("features", ()))
+        known["catalogue"] = tuple(known.get("catalogue", ()))
+        known["models"] = tuple(known.get("models", ()))
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something changed. Events may be dropped; the record is the truth."""
+
+    job_id: str
+    state: JobState
+    stage: str | None = None
+    step: int = 0
+    of: int = 0
+    attempt: int = 0
+    at: float = 0.0

@@ -1,0 +1,84 @@
+"""How values of `records.py` travel to and from the Lua scripts."""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+from overpaint_shared.ledger.records import (
+    Claim,
+    Submission,
+    SubmitConflict,
+    Submitted,
+    Wakeup,
+    spec_digest,
+)
+from overpaint_shared.ledger.scripts import PRIORITY_CLASSES
+
+T = TypeVar("T")
+_WAKEUP_FIELDS = 6
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """`items` in lists of at most `size`."""
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+def priority_class(priority: int) -> int:
+    """0, 3, 6 or 9: the class of priority 0 (first) .. 9."""
+    return max(step for step in PRIORITY_CLASSES if step <= priority)
+
+
+def offer(names: Collection[str] | None) -> str:
+    """What a worker offers, as Lua searches it: `,a,b,`; empty for anything."""
+    return "" if names is None else f",{','.join(sorted(names))},"
+
+
+def submission(item: Submission, window: int) -> list[object]:
+    """The arguments of `submit.lua`."""
+    return [
+        item.id,
+        item.owner,
+        window,
+        item.token,
+        item.digest or spec_digest(item.spec_json),
+        item.spec_json,
+        item.model,
+        item.priority,
+        priority_class(item.priority),
+        item.title,
+        ",".join(sorted(item.features)),
+        item.group,
+        dict(item.labels) if item.labels else None,
+    ]
+
+
+def wakeups(flat: Sequence[Any]) -> tuple[Wakeup, ...]:
+    """Wake-ups as Lua returns them: one flat list."""
+    rows = (flat[at : at + _WAKEUP_FIELDS] for at in range(0, len(flat), _WAKEUP_FIELDS))
+    return tuple(
+        Wakeup(job, model, int(priority), title, float(stamp), bool(int(front)))
+        for job, model, priority, title, stamp, front in rows
+    )
+
+
+def claim(reply: Sequence[Any]) -> Claim:
+    """The answer of `claim.lua`."""
+    if reply[0] != "ok":
+        return Claim(reply[0])
+    verdict, token, attempt, spec, owner, crashes, due = reply
+    return Claim(verdict, int(token), int(attempt), spec, owner, int(crashes), wakeups(due))
+
+
+def conflict(items: Sequence[Submission], done: Sequence[Submitted]) -> SubmitConflict:
+    """The error for `items`, whose tokens stand for other specs."""
+    tokens = ", ".join(str(item.token or item.id) for item in items[:5]) + (", ..." if len(items) > 5 else "")
+    error = SubmitConflict(
+        f"already used for a job with another spec: {tokens}",
+        field="token",
+        value=items[0].token or items[0].id,
+        fix="choose a new token, or submit the spec that the token was first used with",
+    )
+    error.submitted = tuple(done)
+    return error
