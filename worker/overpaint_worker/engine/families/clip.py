@@ -1,0 +1,108 @@
+"""CLIP text encoders: a prompt to the tensor that cross-attention reads.
+
+The last layer's states, through the final layer norm, without an attention mask, in float32. Prompts longer
+than 75 tokens are read in blocks that are laid end to end. A weight moves a token's state away from the empty
+prompt's state at the same place: `z = empty + weight * (z - empty)`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from overpaint_shared.errors import UnsupportedError
+from overpaint_worker.engine.families.conditioning import TEXT, Conditioning, ConditioningCache
+from overpaint_worker.engine.families.prompt import Block, Marks, blocks
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers.models.clip.modeling_clip import CLIPTextModel
+
+TOKENIZER_FILE: Final = Path(__file__).parent / "clip-tokenizer" / "tokenizer.json"
+VOCABULARY: Final = 49_408
+START: Final = 49_406
+END: Final = 49_407
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """CLIP's byte-pair tokenizer, shipped with the worker: the same for every encoder of these families."""
+    from tokenizers import Tokenizer
+
+    loaded = Tokenizer.from_file(str(TOKENIZER_FILE))
+    loaded.no_truncation()
+    loaded.no_padding()
+    return loaded
+
+
+def tokenize(text: str) -> list[int]:
+    """Ids of the words, without start and end."""
+    ids: list[int] = tokenizer().encode(text, add_special_tokens=False).ids
+    return ids
+
+
+class ClipText:
+    """One text encoder on one device. Remembers the prompts used last."""
+
+    def __init__(self, encoder: CLIPTextModel, device: torch.device) -> None:
+        self._encoder = encoder
+        self._device = device
+        self._marks = Marks(START, END, _pad(encoder.config))
+        self._cache = ConditioningCache()
+
+    @property
+    def layers(self) -> int:
+        """Layers of the encoder."""
+        return int(self._encoder.config.num_hidden_layers)
+
+    def condition(self, prompt: str, clip_skip: int = 0) -> Conditioning:
+        """{"text": [1, 77 n, D]}, float32; `clip_skip`: layers that are left out at the end.
+
+        Raises `UnsupportedError`: too many layers to skip. `JobError`: the prompt cannot be read.
+        """
+        if not 0 <= clip_skip < self.layers:
+            raise UnsupportedError(
+                f"this model's text encoder has {self.layers} layers",
+                field="clip_skip", value=clip_skip, fix=f"use 0 to {self.layers - 1}",
+            )  # fmt: skip
+        return self._cache.get((prompt, clip_skip), lambda: self._condition(prompt, clip_skip))
+
+    def _condition(self, prompt: str, clip_skip: int) -> Conditioning:
+        read = blocks(prompt, tokenize, self._marks)
+        states = self._states(read, clip_skip)
+        if any(weight != 1 for block in read for weight in block.weights):
+            empty = self._states(blocks("", tokenize, self._marks), clip_skip)
+            states = _weighted(states, empty, read)
+        return Conditioning({TEXT: states.reshape(1, -1, states.shape[-1])})
+
+    def _states(self, read: list[Block], clip_skip: int) -> Tensor:
+        """[blocks, 77, D]."""
+        ids = torch.tensor([block.ids for block in read], device=self._device)
+        output = self._encoder(input_ids=ids, output_hidden_states=clip_skip > 0)
+        if clip_skip == 0:
+            states: Tensor = output.last_hidden_state
+            return states
+        normed: Tensor = self._final_norm(output.hidden_states[-1 - clip_skip])
+        return normed
+
+    def _final_norm(self, states: Tensor) -> Any:
+        # transformers 5.6 laid the text model's parts into the model itself.
+        return getattr(self._encoder, "text_model", self._encoder).final_layer_norm(states)
+
+
+def _weighted(states: Tensor, empty: Tensor, read: list[Block]) -> Tensor:
+    """Tokens of weight 1 keep their bits."""
+    weights = torch.tensor([block.weights for block in read], device=states.device).unsqueeze(-1)
+    return torch.where(weights == 1, states, (states - empty) * weights + empty)
+
+
+def _pad(config: Any) -> int:
+    """OpenCLIP encoders (SD 2) were trained with zeros after the end, CLIP-L (SD 1) with the end repeated.
+
+    Their configurations name the wrong padding more often than not; the activation tells the two apart.
+    """
+    return 0 if config.hidden_act == "gelu" else END

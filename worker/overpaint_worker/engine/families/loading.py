@@ -1,0 +1,274 @@
+"""Reading a Stable Diffusion checkpoint's parts, from a diffusers folder or a single file. Never asks a hub.
+
+Both layouts go through the libraries' own loaders; what they would let pass with a warning (weights that are
+missing or of another shape) is an error here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from overpaint_shared.errors import ModelLoadError
+from overpaint_shared.spec.fields import nearest
+from overpaint_worker.engine.families.weights import Header, locate, part_files, read_header, read_json
+from overpaint_worker.registry import Entry, ModelEntry, Prediction
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers.models.clip.modeling_clip import CLIPTextModel
+
+CONFIGS: Final = Path(__file__).parent / "configs"
+"""Architectures that single files are read as, shipped with the worker."""
+
+PARTS: Final = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+"""A diffusers folder's parts and what their weight files are called."""
+
+_SINGLE_PREFIXES: Final = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "cond_stage_model.",
+}
+_SINGLE_INPUT: Final = "model.diffusion_model.input_blocks.0.0.weight"
+_SINGLE_CONTEXT: Final = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+_PREDICTIONS: Final[dict[str, Prediction]] = {
+    "epsilon": "epsilon",
+    "eps": "epsilon",
+    "v_prediction": "v",
+    "v": "v",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What headers and configurations tell of a checkpoint."""
+
+    entry: ModelEntry
+    root: Path
+    """The diffusers folder, or the single file."""
+    config: Path
+    """The folder of JSON configurations: the diffusers folder itself, or what a single file is read as."""
+    files: Mapping[str, Path]
+    """Every weight file, by its name relative to the model."""
+    variants: Mapping[str, str | None]
+    """For each part of a folder, the variant of its weight files."""
+    in_channels: int
+    prediction: Prediction
+    scheduler: Mapping[str, Any]
+
+    @property
+    def single(self) -> bool:
+        """Whether it is one file."""
+        return self.root.is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A checkpoint's networks, in evaluation mode and without gradients."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+
+
+def survey(entry: ModelEntry) -> Checkpoint:
+    """Read the headers and configurations.
+
+    Raises `ModelLoadError`: something is missing, damaged, a pickle, or of another family.
+    """
+    root = locate(entry)
+    return _survey_file(entry, root) if root.is_file() else _survey_folder(entry, root)
+
+
+def _survey_folder(entry: ModelEntry, root: Path) -> Checkpoint:
+    if (root / "text_encoder_2").exists() or (root / "transformer").exists():
+        raise _error(entry, "this is no Stable Diffusion 1.x or 2.x model", "name its own family", "family")
+    found = {part: part_files(root, part, stem, entry) for part, stem in PARTS.items()}
+    headers = {path: read_header(path, entry) for files in found.values() for path in files.files}
+    scheduler = read_json(root / "scheduler" / "scheduler_config.json", entry)
+    return Checkpoint(
+        entry=entry,
+        root=root,
+        config=root,
+        files={path.relative_to(root).as_posix(): path for path in headers},
+        variants={part: files.variant for part, files in found.items()},
+        in_channels=_in_channels(entry, [headers[path] for path in found["unet"].files]),
+        prediction=_prediction(entry, scheduler),
+        scheduler=scheduler,
+    )
+
+
+def _in_channels(entry: ModelEntry, headers: Iterable[Header]) -> int:
+    for header in headers:
+        if "conv_in.weight" in header.tensors:
+            return header.tensors["conv_in.weight"].shape[1]
+    raise _error(entry, "its UNet has no conv_in.weight", "fetch the model again")
+
+
+def _survey_file(entry: ModelEntry, path: Path) -> Checkpoint:
+    header = read_header(path, entry)
+    for part, prefix in _SINGLE_PREFIXES.items():
+        if not any(name.startswith(prefix) for name in header.tensors):
+            raise _error(
+                entry, f"{path.name} holds no {part} of Stable Diffusion 1.x or 2.x", "use a whole checkpoint"
+            )
+    config = config_folder(entry, header)
+    scheduler = read_json(config / "scheduler" / "scheduler_config.json", entry)
+    return Checkpoint(
+        entry=entry,
+        root=path,
+        config=config,
+        files={path.name: path},
+        variants={},
+        in_channels=header.tensors[_SINGLE_INPUT].shape[1],
+        prediction=_prediction(entry, scheduler, header.metadata),
+        scheduler=scheduler,
+    )
+
+
+def config_folder(entry: ModelEntry, header: Header) -> Path:
+    """The JSON configurations that a single file is read as: a shipped one by name, or a folder.
+
+    Raises `ModelLoadError`: there is no such configuration, or none is named and the shapes fit none.
+    """
+    shipped = {path.name: path for path in sorted(CONFIGS.iterdir()) if path.is_dir()}
+    if entry.config is None:
+        return shipped[_guessed(entry, header)]
+    folder = entry.base / Path(entry.config).expanduser()
+    if entry.config not in shipped and not folder.is_dir():
+        close = nearest(entry.config, shipped)
+        hint = f"did you mean {close!r}? " if close else ""
+        fix = f"{hint}use one of {', '.join(shipped)}, or a folder with unet, vae, text_encoder and scheduler"
+        raise _error(entry, f"there is no configuration {entry.config!r}", fix, "config")
+    return shipped.get(entry.config, folder)
+
+
+def _guessed(entry: ModelEntry, header: Header) -> str:
+    """By the width of the text that cross-attention reads. SD 2's two predictions have the same shapes."""
+    context = header.tensors.get(_SINGLE_CONTEXT)
+    width = context.shape[1] if context else None
+    if width == 768:
+        return "sd15"
+    if width == 1024 and (entry.prediction or _told(header.metadata)):
+        return "sd21"
+    if width == 1024:
+        fix = 'write config = "sd21-v" (768 pixel models) or config = "sd21" (512 pixel base)'
+        raise _error(entry, "a Stable Diffusion 2.x file does not say what it predicts", fix, "config")
+    raise _error(
+        entry, "its shapes fit no shipped configuration", "name a folder of JSON by `config`", "config"
+    )
+
+
+def _told(metadata: Mapping[str, str]) -> Prediction | None:
+    return _PREDICTIONS.get(metadata.get("modelspec.prediction_type", ""))
+
+
+def _prediction(
+    entry: ModelEntry, scheduler: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> Prediction:
+    """The registry's word, else the file's own, else the configuration's."""
+    said = entry.prediction or _told(metadata or {})
+    if said is not None:
+        return said
+    name = str(scheduler.get("prediction_type", "epsilon"))
+    if name not in _PREDICTIONS:
+        raise _error(
+            entry, f"it predicts {name!r}", "only epsilon and v models can be rendered", "prediction"
+        )
+    return _PREDICTIONS[name]
+
+
+def read_parts(found: Checkpoint, dtype: torch.dtype) -> Parts:
+    """Load the networks on the CPU: UNet and VAE in `dtype`, the text encoder in float32.
+
+    Raises `ModelLoadError`: weights are missing, or do not fit the configuration.
+    """
+    try:
+        with _quiet():
+            parts = _from_file(found, dtype) if found.single else _from_folder(found, dtype)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as cause:
+        message = f"the weights do not fit their configuration: {cause}"
+        raise _error(found.entry, message, "check `config`, or fetch the model again") from cause
+    for name in PARTS:
+        network = getattr(parts, name)
+        missing = [key for key, tensor in network.named_parameters() if tensor.is_meta]
+        _refuse(found.entry, name, missing)
+        network.requires_grad_(requires_grad=False).eval()
+    return parts
+
+
+def _refuse(entry: Entry, part: str, missing: list[str]) -> None:
+    if missing:
+        names = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
+        raise _error(entry, f"weights of the {part} are missing: {names}", "fetch the model again")
+
+
+def _from_folder(found: Checkpoint, dtype: torch.dtype) -> Parts:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers.models.clip.modeling_clip import CLIPTextModel
+
+    def load(kind: Any, part: str, **dtype_option: torch.dtype) -> Any:
+        network, info = kind.from_pretrained(
+            str(found.root), subfolder=part, variant=found.variants[part], use_safetensors=True,
+            local_files_only=True, output_loading_info=True, **dtype_option,
+        )  # fmt: skip
+        _refuse(found.entry, part, sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])))
+        return network
+
+    return Parts(
+        unet=load(UNet2DConditionModel, "unet", torch_dtype=dtype),
+        vae=load(AutoencoderKL, "vae", torch_dtype=dtype),
+        text_encoder=load(CLIPTextModel, "text_encoder", dtype=torch.float32),
+    )
+
+
+def _from_file(found: Checkpoint, dtype: torch.dtype) -> Parts:
+    from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from safetensors.torch import load_file
+    from transformers.models.clip.modeling_clip import CLIPTextModel
+
+    tensors = load_file(found.root)
+    config = str(found.config)
+
+    def load(kind: Any, part: str, **more: Any) -> Any:
+        return kind.from_single_file(
+            dict(tensors), config=config, subfolder=part, local_files_only=True, torch_dtype=dtype, **more
+        )
+
+    return Parts(
+        unet=load(UNet2DConditionModel, "unet", in_channels=found.in_channels),
+        vae=load(AutoencoderKL, "vae"),
+        text_encoder=create_diffusers_clip_model_from_ldm(
+            CLIPTextModel, dict(tensors), subfolder="text_encoder", config=config,
+            torch_dtype=torch.float32, local_files_only=True,
+        ),
+    )  # fmt: skip
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The loaders report weights that they have no use for (an old file's position ids); that is no news."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _error(entry: Entry, message: str, fix: str, key: str = "path") -> ModelLoadError:
+    value = getattr(entry, key)
+    return ModelLoadError(f"{entry.name}: {message}", field=entry.field(key), value=value, fix=fix)
