@@ -1,0 +1,314 @@
+"""Masks: float32 [H, W], 0..1, 1 = repaint. Sources, operations, combination, and the checks a mask must pass.
+
+A mask is first brought onto the canvas; all its operations then count the canvas's pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from overpaint_shared.errors import InputError, MaskError
+from overpaint_shared.job import (
+    AlphaMask,
+    Blur,
+    ClipsegMask,
+    CombinedMask,
+    Feather,
+    FeatherBorders,
+    Grow,
+    ImageMask,
+    Invert,
+    Mask,
+    MaskOp,
+    Threshold,
+)
+
+from . import morphology, resample
+from .canvas import Canvas
+from .geometry import check_size
+from .picture import Picture
+
+How = Literal["union", "intersect", "subtract"]
+Find = Callable[[ClipsegMask], torch.Tensor]
+"""What a text names, as a mask [H, W] of the canvas's size."""
+
+
+def build(
+    mask: Mask,
+    source: Picture,
+    canvas: Canvas,
+    images: Mapping[str, torch.Tensor],
+    find: Find | None = None,
+    *,
+    compat: bool = False,
+    field: str = "mask",
+) -> torch.Tensor:
+    """Make the mask that a job describes, float32 [H, W] of the canvas's size, and check its coverage.
+
+    Args:
+        mask: the job's description.
+        source: the picture before `prepare`.
+        canvas: the picture after it.
+        images: for each path of an image mask in the job ("mask", "mask.masks[1]"), what `picture.load_mask` read.
+        find: does CLIPSeg's work, where there is any.
+        compat: the reference's defects.
+        field: where the description stands in the job.
+
+    Raises:
+        MaskError: wrong size, no such transparency, no `pad` to take it from, or coverage out of bounds.
+    """
+    if isinstance(mask, CombinedMask):
+        inner = partial(build, source=source, canvas=canvas, images=images, find=find, compat=compat)
+        parts = [inner(part, field=f"{field}.masks[{index}]") for index, part in enumerate(mask.masks)]
+        made = combine(mask.how, parts, field)
+    else:
+        made = _plain(mask, source, canvas, images, find, compat=compat, field=field)
+    made = apply(made, mask.ops, compat=compat)
+    check_coverage(made, mask.min_coverage, mask.max_coverage, field)
+    return made
+
+
+def _plain(
+    mask: Mask,
+    source: Picture,
+    canvas: Canvas,
+    images: Mapping[str, torch.Tensor],
+    find: Find | None,
+    *,
+    compat: bool,
+    field: str,
+) -> torch.Tensor:
+    if isinstance(mask, ImageMask):
+        return place(images[field], canvas, mask.at, f"{field}.image")
+    if isinstance(mask, AlphaMask):
+        return canvas.carry(from_alpha(source, compat=compat, field=field), field)
+    if isinstance(mask, ClipsegMask):
+        if find is None:
+            raise ValueError("a mask from CLIPSeg needs `find`")
+        found = find(mask)
+        check_size(found, canvas.size, field, "canvas")
+        return found
+    return from_pad(canvas, field)
+
+
+def place(mask: torch.Tensor, canvas: Canvas, at: Literal["source", "canvas"], field: str) -> torch.Tensor:
+    """Bring a mask [H, W] onto the canvas; raises MaskError where its size is not the one that `at` says."""
+    if at == "source":
+        return canvas.carry(mask, field)
+    check_size(mask, canvas.size, field, "canvas")
+    return mask
+
+
+def from_alpha(source: Picture, *, compat: bool = False, field: str = "mask") -> torch.Tensor:
+    """The source's transparency [H, W] of the source's size: transparent is repainted.
+
+    A source without any is refused; under `compat` it is an empty mask.
+    """
+    if source.alpha is not None:
+        return 1 - source.alpha
+    if compat:
+        return torch.zeros(source.height, source.width)
+    fix = "give the mask as a picture of its own, or a source with transparency"
+    raise MaskError("the source has no transparency", field=field, value="alpha", fix=fix)
+
+
+def load_image_mask(source: Picture) -> torch.Tensor:
+    """The second output of the reference's Load Image: 1 - alpha, or 64 x 64 zeros whatever the picture's size."""
+    return torch.zeros(64, 64) if source.alpha is None else 1 - source.alpha
+
+
+def from_pad(canvas: Canvas, field: str = "mask") -> torch.Tensor:
+    """What `pad` added [H, W]; raises MaskError where nothing was."""
+    if canvas.geometry.pads:
+        return canvas.pad_mask
+    fix = 'add {"op": "pad", ...} to `prepare`, or take the mask from elsewhere'
+    raise MaskError("no `pad` in `prepare` extends the picture", field=field, value="pad", fix=fix)
+
+
+def combine(how: How, masks: Sequence[torch.Tensor], field: str = "mask") -> torch.Tensor:
+    """Union (largest value), intersection (smallest), or the first less all others, not below 0."""
+    first, *others = masks
+    if any(other.shape != first.shape for other in others):
+        sizes = ", ".join(f"{mask.shape[1]} x {mask.shape[0]}" for mask in masks)
+        raise MaskError("the masks differ in size", field=field, value=sizes, fix="give all of them one size")
+    return reduce(_COMBINE[how], others, first)
+
+
+_COMBINE: dict[How, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "union": torch.maximum,
+    "intersect": torch.minimum,
+    "subtract": lambda mask, other: (mask - other).clamp(min=0),
+}
+
+
+def apply(mask: torch.Tensor, ops: Sequence[MaskOp], *, compat: bool = False) -> torch.Tensor:
+    """Apply the operations of a job to a mask [H, W], in order."""
+    return reduce(partial(_apply, compat=compat), ops, mask)
+
+
+def _apply(mask: torch.Tensor, op: MaskOp, *, compat: bool) -> torch.Tensor:
+    match op:
+        case Grow():
+            return grow(mask, op.by, tapered=op.tapered)
+        case Feather():
+            return feather(mask, op.by)
+        case FeatherBorders():
+            return feather_borders(mask, op.left, op.top, op.right, op.bottom, compat=compat)
+        case Blur():
+            return blur(mask, op.radius)
+        case Invert():
+            return invert(mask)
+        case Threshold():
+            return threshold(mask, op.at)
+
+
+def grow(mask: torch.Tensor, by: int, *, tapered: bool = True) -> torch.Tensor:
+    """Grow a mask [H, W] by so many pixels (the reference's GrowMask); a negative number shrinks it.
+
+    Tapered growth is a diamond, else a square. Grey values stay grey.
+    """
+    change = morphology.dilate if by > 0 else morphology.erode
+    return torch.from_numpy(change(mask.numpy(), abs(by), tapered=tapered))
+
+
+def feather(mask: torch.Tensor, by: int) -> torch.Tensor:
+    """Soften the mask's own edge [H, W] inward, linearly over so many pixels; 0 stays 0 and nothing grows."""
+    return torch.from_numpy(morphology.soften_inward(mask.numpy(), by))
+
+
+def feather_borders(
+    mask: torch.Tensor, left: int, top: int, right: int, bottom: int, *, compat: bool = False
+) -> torch.Tensor:
+    """Weaken a mask [H, W] towards the picture's borders (the reference's FeatherMask).
+
+    The i-th row or column from a border is multiplied by (i + 1) / width. Under `compat` the right and the bottom
+    start one too early, as in the reference: the first column stands in for the last.
+    """
+    height, width = mask.shape
+    out = mask * _ramp(width, left)
+    out = out * _far_ramp(width, right, compat=compat)
+    out = out * _ramp(height, top)[:, None]
+    return out * _far_ramp(height, bottom, compat=compat)[:, None]
+
+
+def _ramp(length: int, reach: int) -> torch.Tensor:
+    reach = min(reach, length)
+    factors = torch.ones(length)
+    if reach:
+        factors[:reach] = torch.from_numpy(((np.arange(reach) + 1.0) / reach).astype(np.float32))
+    return factors
+
+
+def _far_ramp(length: int, reach: int, *, compat: bool) -> torch.Tensor:
+    mirrored = _ramp(length, reach).flip(0)
+    return mirrored.roll(1) if compat else mirrored
+
+
+def blur(mask: torch.Tensor, radius: float) -> torch.Tensor:
+    """Gaussian blur of a mask [H, W] with a standard deviation of `radius` pixels, reflected at the borders."""
+    if radius == 0:
+        return mask
+    return torch.from_numpy(ndimage.gaussian_filter(mask.numpy(), sigma=radius)).clamp(0, 1)
+
+
+def invert(mask: torch.Tensor) -> torch.Tensor:
+    """Swap what is repainted and what is kept [H, W]."""
+    return 1 - mask
+
+
+def threshold(mask: torch.Tensor, at: float) -> torch.Tensor:
+    """1 where a mask [H, W] is greater than `at`, else 0."""
+    return (mask > at).float()
+
+
+def coverage(mask: torch.Tensor) -> float:
+    """The share of the picture that a mask [H, W] covers, 0..1: its mean."""
+    return mask.mean(dtype=torch.float64).item()
+
+
+def check_coverage(mask: torch.Tensor, least: float, most: float, field: str = "mask") -> float:
+    """Return the coverage of a mask [H, W]; raises MaskError where it is outside `least` .. `most`."""
+    share = coverage(mask)
+    name = "min_coverage" if share < least else "max_coverage" if share > most else None
+    if name is None:
+        return share
+    bound = least if name == "min_coverage" else most
+    fix = f"look at the mask with `overpaint prepare`, or change {field}.{name}"
+    raise MaskError(
+        f"the mask covers {share:.2%} of the canvas, {name} is {bound:.2%}", field=f"{field}.{name}", value=share, fix=fix
+    )
+
+
+def check_survives(mask: torch.Tensor, latent_width: int, latent_height: int, field: str = "mask") -> None:
+    """Refuse a mask [H, W] that is not empty, but is once it is scaled to the latent's size: it would repaint nothing.
+
+    Each latent cell sees the four pixels around its centre only, so a line of one pixel can fall between them.
+    """
+    seen = resample.resize_plane(mask, latent_width, latent_height)
+    if mask.max() > 0 and seen.max() == 0:
+        fix = "grow the mask by 4 pixels or more, or scale the picture up first"
+        size = f"{latent_width} x {latent_height}"
+        raise MaskError(f"the mask is so thin that nothing of it is left at {size}", field=field, value=size, fix=fix)
+
+
+def composite(original: torch.Tensor, result: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The result [H, W, C] where the mask [H, W] is 1, the original where it is 0 (bit for bit), a mix between."""
+    if not original.shape[:2] == result.shape[:2] == mask.shape:
+        raise ValueError(f"sizes differ: {original.shape}, {result.shape}, {mask.shape}")
+    weight = mask.unsqueeze(-1)
+    mixed = weight * result + (1 - weight) * original
+    return torch.where(weight == 0, original, mixed)
+
+
+def composite_at(
+    destination: torch.Tensor,
+    source: torch.Tensor,
+    x: int,
+    y: int,
+    mask: torch.Tensor | None = None,
+    *,
+    resize_source: bool = False,
+    compat: bool = False,
+) -> torch.Tensor:
+    """Put a picture onto another at a place (the reference's ImageCompositeMasked).
+
+    Args:
+        destination: float32 [H, W, C].
+        source: float32 [h, w, c]; channels beyond the destination's are dropped, a missing alpha is opaque.
+        x, y: where the source's corner comes to lie; what reaches over the border is cut.
+        mask: float32 of any size, scaled to the source's; None: the whole source.
+        resize_source: scale the source to the destination's size first.
+        compat: an RGB source on an RGBA destination fails, as in the reference.
+
+    Raises:
+        InputError: under `compat`, the destination has more channels than the source.
+    """
+    height, width, channels = destination.shape
+    if resize_source:
+        source = resample.resize(source, width, height, "bilinear")
+    source = _with_channels(source, channels, compat=compat)
+    weight = torch.ones(source.shape[:2]) if mask is None else mask
+    weight = resample.resize_plane(weight, source.shape[1], source.shape[0])
+    x, y = min(x, width), min(y, height)
+    rows, columns = min(source.shape[0], height - y), min(source.shape[1], width - x)
+    weight = weight[:rows, :columns, None]
+    out = destination.clone()
+    under = out[y : y + rows, x : x + columns]
+    under.copy_(weight * source[:rows, :columns] + (1 - weight) * under)
+    return out
+
+
+def _with_channels(source: torch.Tensor, channels: int, *, compat: bool) -> torch.Tensor:
+    missing = channels - source.shape[-1]
+    if missing > 0 and compat:
+        fix = "drop the destination's alpha channel, or leave compat"
+        value = f"{source.shape[-1]} on {channels} channels"
+        raise InputError("the reference cannot put this on a picture with more channels", field="compat", value=value, fix=fix)
+    opaque = torch.ones(*source.shape[:2], max(missing, 0))
+    return torch.cat([source[..., :channels], opaque], dim=-1)
