@@ -7,7 +7,6 @@ Every method raises a typed `StoreError` (see `store_errors`), never one of boto
 """
 
 import hashlib
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -21,15 +20,23 @@ import boto3
 import botocore.exceptions as boto
 from botocore.config import Config
 
-from overpaint_shared.errors import InputError, StoreError, StoreMissing, StoreNoBucket
-from overpaint_shared.settings import StoreSettings
+from overpaint_shared.errors import InputError, StoreError, StoreNoBucket
+from overpaint_shared.setting_views import StoreSettings
 from overpaint_shared.store_errors import NO_ANSWER, explained, is_code
+from overpaint_shared.store_keys import (
+    INPUTS,
+    RESULTS,
+    attempt_of,
+    external_address,
+    input_key,
+    input_of,
+    result_key,
+    segment,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-INPUTS = "inputs/"
-RESULTS = "results/"
 MAX_LINK_S = 604_800  # the longest a version 4 signature may live
 READS = 3  # whole reads of one object; botocore retries a request, but not a body cut in the middle
 CHUNK_BYTES = 1 << 20
@@ -41,8 +48,6 @@ REFRESH_AFTER = timedelta(hours=12)
 KNOWN_FOR = timedelta(hours=1)
 KNOWN_MAX = 100_000
 
-_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,127}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _client_lock = threading.Lock()
 
 
@@ -67,7 +72,7 @@ class StoredAttempt:
 
 
 class Store:
-    """The farm's bucket. Thread safe; all stores of a process with the same settings share one boto3 client."""
+    """The farm's bucket. Thread safe; stores with the same settings share one boto3 client in a process."""
 
     def __init__(self, settings: StoreSettings) -> None:
         self.settings = settings
@@ -97,7 +102,7 @@ class Store:
         return sha256
 
     def get_input(self, owner: str, sha256: str, max_bytes: int) -> bytes:
-        """An input's bytes, hash checked. Raises InputError over `max_bytes`, StoreMissing, StoreError if damaged."""
+        """An input, hash checked. InputError over `max_bytes`, StoreMissing, StoreError if damaged."""
         key = input_key(owner, sha256)
         data = self._read("read an input", self.settings.bucket, key, max_bytes)
         if hashlib.sha256(data).hexdigest() != sha256:
@@ -145,7 +150,7 @@ class Store:
 
     def delete_attempt(self, job_id: str, token: int) -> int:
         """Delete all objects of an attempt; how many there were."""
-        prefix = f"{RESULTS}{_segment('job', job_id)}/{int(token)}/"
+        prefix = f"{RESULTS}{segment('job', job_id)}/{int(token)}/"
         count = 0
         for found in list(self._list(prefix)):
             self._delete(found["Key"])
@@ -161,7 +166,7 @@ class Store:
 
     def attempts(self) -> Iterator[StoredAttempt]:
         """Every attempt that has written something, listed page by page. Foreign objects are passed over."""
-        parsed = ((parts, found) for found in self._list(RESULTS) if (parts := _attempt_of(found["Key"])))
+        parsed = ((parts, found) for found in self._list(RESULTS) if (parts := attempt_of(found["Key"])))
         for (job_id, token), group in groupby(parsed, key=lambda pair: pair[0]):
             objects = [found for _, found in group]
             newest = max(found["LastModified"] for found in objects)
@@ -170,15 +175,14 @@ class Store:
     def inputs(self) -> Iterator[StoredInput]:
         """Every stored input, listed page by page. Foreign objects are passed over."""
         for found in self._list(INPUTS):
-            owner, _, sha256 = found["Key"].removeprefix(INPUTS).partition("/")
-            if _SEGMENT.fullmatch(owner) and _SHA256.fullmatch(sha256):
-                yield StoredInput(owner, sha256, found["Size"], found["LastModified"])
+            if parts := input_of(found["Key"]):
+                yield StoredInput(*parts, found["Size"], found["LastModified"])
 
     # The bucket
 
     def ping(self) -> None:
         """Ask the server for one key of the bucket: proves address, key, bucket and permission to list."""
-        # Not HeadBucket: its answers have no body, so a wrong key could not be told from a missing permission.
+        # Not HeadBucket: its answers have no body to tell a wrong key from a missing permission.
         with self._explained("look into the bucket"):
             self._s3.list_objects_v2(Bucket=self.settings.bucket, MaxKeys=1)
 
@@ -198,7 +202,9 @@ class Store:
         try:
             self._s3.create_bucket(Bucket=self.settings.bucket, **where)
         except boto.ClientError as error:
-            if is_code(error, "BucketAlreadyOwnedByYou", "BucketAlreadyExists"):  # another process was quicker
+            if is_code(
+                error, "BucketAlreadyOwnedByYou", "BucketAlreadyExists"
+            ):  # another process was quicker
                 return False
             raise
         return True
@@ -217,7 +223,7 @@ class Store:
             self._s3.put_object(Bucket=self.settings.bucket, Key=key, Body=data)
 
     def _put_if_absent(self, key: str, data: bytes, content_type: str) -> bool:
-        """One conditional PUT. False: the key was taken, perhaps by our own first try whose answer got lost."""
+        """One conditional PUT. False: the key was taken, perhaps by our own first try (answer lost)."""
         for attempt in range(WRITES):
             try:
                 self._s3.put_object(
@@ -233,14 +239,14 @@ class Store:
         raise AssertionError("the last attempt returns or raises")
 
     def _same(self, key: str, data: bytes) -> bool:
-        """Whether the stored object has these bytes: by its ETag, an MD5, or by reading it where it is none."""
+        """Whether the stored object has these bytes: by its ETag, which need not be an MD5, or by reading."""
         found = self._head(key)
         if found is None or found["ContentLength"] != len(data):
             return False
         etag = found["ETag"].strip('"').lower()
         if etag == hashlib.md5(data, usedforsecurity=False).hexdigest():
             return True
-        return self._read_once(self.settings.bucket, key, len(data)) == data
+        return _body(self._s3.get_object(Bucket=self.settings.bucket, Key=key), key, len(data)) == data
 
     def _head(self, key: str) -> dict[str, Any] | None:
         try:
@@ -266,24 +272,20 @@ class Store:
     def _read(self, action: str, bucket: str, key: str, max_bytes: int) -> bytes:
         with explained(action, bucket=bucket, endpoint=self.endpoint, key=key):
             for _ in range(READS - 1):
+                answer = self._s3.get_object(Bucket=bucket, Key=key)
                 try:
-                    return self._read_once(bucket, key, max_bytes)
+                    return _body(answer, key, max_bytes)
                 except NO_ANSWER:
                     continue
-            return self._read_once(bucket, key, max_bytes)
-
-    def _read_once(self, bucket: str, key: str, max_bytes: int) -> bytes:
-        answer = self._s3.get_object(Bucket=bucket, Key=key)
-        with answer["Body"] as body:
-            if answer["ContentLength"] > max_bytes:
-                raise _too_large(key, answer["ContentLength"], max_bytes)
-            return _capped(body.read, key, max_bytes)
+            return _body(self._s3.get_object(Bucket=bucket, Key=key), key, max_bytes)
 
     # Small things
 
     def _list(self, prefix: str) -> Iterator[Any]:
         with self._explained("list the bucket"):
-            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.settings.bucket, Prefix=prefix)
+            pages = self._s3.get_paginator("list_objects_v2").paginate(
+                Bucket=self.settings.bucket, Prefix=prefix
+            )
             for page in pages:
                 yield from page.get("Contents", [])
 
@@ -293,34 +295,6 @@ class Store:
 
     def _explained(self, action: str, key: str | None = None) -> AbstractContextManager[None]:
         return explained(action, bucket=self.settings.bucket, endpoint=self.endpoint, key=key)
-
-
-def input_key(owner: str, sha256: str) -> str:
-    """`inputs/<owner>/<sha256>`; ValueError for names that could leave their folder."""
-    if not _SHA256.fullmatch(sha256):
-        raise ValueError(f"{sha256!r} is no SHA-256 in lower-case hex")
-    return f"{INPUTS}{_segment('owner', owner)}/{sha256}"
-
-
-def result_key(job_id: str, token: int, name: str) -> str:
-    """`results/<job>/<token>/<name>`; ValueError for names that could leave their folder."""
-    return f"{RESULTS}{_segment('job', job_id)}/{int(token)}/{_segment('name', name)}"
-
-
-def external_address(url: str, allowed: tuple[str, ...]) -> tuple[str, str]:
-    """(bucket, key) of an `s3://` address; InputError unless it is whole and its bucket is allowed."""
-    scheme, _, rest = url.partition("://")
-    bucket, _, key = rest.partition("/")  # by hand: a key may hold ? and #, which a URL parser takes for its own
-    if scheme != "s3" or not bucket or not key:
-        raise InputError(f"{url!r} is no S3 address", value=url, fix="write s3://bucket/key")
-    if bucket not in allowed:
-        names = ", ".join(allowed) or "none"
-        raise InputError(
-            f"jobs may not read from bucket {bucket!r}; allowed: {names}",
-            value=url,
-            fix="name a local file, or let an operator add the bucket to OVERPAINT_S3_READ_BUCKETS",
-        )
-    return bucket, key
 
 
 @lru_cache(maxsize=8)
@@ -343,9 +317,16 @@ def _client(settings: StoreSettings) -> "S3Client":
             endpoint_url=settings.endpoint_url,
             region_name=settings.region,
             aws_access_key_id=settings.access_key,
-            aws_secret_access_key=settings.secret_key,
+            aws_secret_access_key=settings.secret_key.get_secret_value() if settings.secret_key else None,
             config=config,
         )
+
+
+def _body(answer: Any, key: str, max_bytes: int) -> bytes:
+    with answer["Body"] as body:
+        if answer["ContentLength"] > max_bytes:
+            raise _too_large(key, answer["ContentLength"], max_bytes)
+        return _capped(body.read, key, max_bytes)
 
 
 def _capped(read: Callable[[int], bytes], key: str, max_bytes: int) -> bytes:
@@ -366,25 +347,3 @@ def _too_large(key: str, size: int, max_bytes: int) -> InputError:
         value=size,
         fix="use a smaller picture, or let an operator raise OVERPAINT_MAX_INPUT_BYTES",
     )
-
-
-def _segment(what: str, text: str) -> str:
-    if not _SEGMENT.fullmatch(text):
-        raise ValueError(f"{what} {text!r} cannot be part of a key: letters, digits and . _ @ + - only")
-    return text
-
-
-def _attempt_of(key: str) -> tuple[str, int] | None:
-    parts = key.removeprefix(RESULTS).split("/")
-    return (parts[0], int(parts[1])) if len(parts) >= 3 and parts[1].isdecimal() else None
-
-
-__all__ = [
-    "Store",
-    "StoreMissing",
-    "StoredAttempt",
-    "StoredInput",
-    "external_address",
-    "input_key",
-    "result_key",
-]

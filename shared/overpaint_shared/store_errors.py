@@ -1,8 +1,8 @@
 """What boto3 raises, said as the errors of this project: each names the object, the cause and the mend.
 
-    no answer, time-out, 5xx        StoreUnreachable      wrong key, clock, no permission   StoreDenied
-    no such bucket                  StoreNoBucket         disk or quota full                StoreFull
-    no such object                  StoreMissing          anything else                     StoreError
+no answer, time-out, 5xx        StoreUnreachable      wrong key, clock, no permission   StoreDenied
+no such bucket                  StoreNoBucket         disk or quota full                StoreFull
+no such object                  StoreMissing          anything else                     StoreError
 """
 
 from collections.abc import Iterator
@@ -20,15 +20,35 @@ from overpaint_shared.errors import (
     StoreUnreachable,
 )
 
-# Codes of S3 itself, MinIO, Ceph and SeaweedFS. A HEAD has no body: botocore then gives the status as the code.
+# Codes of S3 itself, MinIO, Ceph and SeaweedFS. A HEAD has no body: botocore then gives the status as code.
 WRONG_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthFailure", "InvalidToken", "ExpiredToken"}
 NO_PERMISSION = {"AccessDenied", "403", "401", "AllAccessDisabled", "AccountProblem", "UnauthorizedAccess"}
-FULL = {"507", "InsufficientStorage", "XMinioStorageFull", "QuotaExceeded", "InsufficientCapacity", "XAmzQuotaExceeded"}
+FULL = {
+    "507",
+    "InsufficientStorage",
+    "XMinioStorageFull",
+    "QuotaExceeded",
+    "InsufficientCapacity",
+    "XAmzQuotaExceeded",
+}
 MISSING = {"NoSuchKey", "404", "NotFound"}
-FULL_WORDS = ("no space left", "disk full", "no writable volume", "no free volume", "not enough free space", "quota exceeded")
+FULL_WORDS = (
+    "no space left",
+    "disk full",
+    "no writable volume",
+    "no free volume",
+    "not enough free space",
+    "quota exceeded",
+)
 
 # What happens below HTTP: nothing listens, a time-out, a connection cut in the middle of a body.
-NO_ANSWER = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, urllib3.exceptions.HTTPError, OSError)
+NO_ANSWER = (
+    boto.HTTPClientError,
+    boto.ConnectionError,
+    boto.IncompleteReadError,
+    urllib3.exceptions.HTTPError,
+    OSError,
+)
 NO_KEY = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)
 
 
@@ -50,7 +70,10 @@ def explained(action: str, *, bucket: str, endpoint: str, key: str | None = None
         ) from error
     except NO_ANSWER as error:
         raise _unreachable(action, endpoint, str(error)) from error
-    except (boto.BotoCoreError, ValueError) as error:  # an endpoint that is no URL, a bucket name that cannot be
+    except (
+        boto.BotoCoreError,
+        ValueError,
+    ) as error:  # an endpoint that is no URL, a bucket name that cannot be
         raise StoreError(
             f"cannot {action}: {error}",
             field="s3_endpoint_url",
@@ -73,10 +96,10 @@ def _unreachable(action: str, endpoint: str, why: str) -> StoreUnreachable:
     )
 
 
-def _from_answer(error: boto.ClientError, action: str, bucket: str, endpoint: str, key: str | None) -> StoreError:
-    code = error.response.get("Error", {}).get("Code", "")
-    said = error.response.get("Error", {}).get("Message", "")
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+def _from_answer(
+    error: boto.ClientError, action: str, bucket: str, endpoint: str, key: str | None
+) -> StoreError:
+    code, said, status = _parts(error)
     if code == "NoSuchBucket" or (key is None and code in MISSING):
         return StoreNoBucket(
             f"cannot {action}: there is no bucket {bucket!r} at {endpoint}",
@@ -86,8 +109,8 @@ def _from_answer(error: boto.ClientError, action: str, bucket: str, endpoint: st
         )
     if code in MISSING:
         return StoreMissing(
-            f"cannot {action}: there is no object {key!r} in bucket {bucket!r}",
-            value=key,
+            str(key),
+            message=f"cannot {action}: there is no object {key!r} in bucket {bucket!r}",
             fix="it was never written, or its time is over and it was removed; submit the job again",
         )
     if code in FULL or status == 507 or any(words in said.lower() for words in FULL_WORDS):
@@ -95,16 +118,19 @@ def _from_answer(error: boto.ClientError, action: str, bucket: str, endpoint: st
             f"cannot {action}: the S3 server at {endpoint} is full ({said or code})",
             field="s3_endpoint_url",
             value=endpoint,
-            fix="free space on the server's disk or raise the quota; `overpaint gc` removes what no job needs",
+            fix="free space on its disk or raise the quota; `overpaint gc` removes what no job needs",
         )
     if status >= 500:
         return _unreachable(action, endpoint, f"status {status}: {said or code}")
-    return _refused(code, said, status, action, bucket, endpoint)
+    return _refused(error, action, bucket, endpoint)
 
 
-def _refused(code: str, said: str, status: int, action: str, bucket: str, endpoint: str) -> StoreError:
+def _refused(error: boto.ClientError, action: str, bucket: str, endpoint: str) -> StoreError:
+    code, said, status = _parts(error)
     if code == "RequestTimeTooSkewed":
-        return StoreDenied(f"cannot {action}: this machine's clock differs from the S3 server's", fix="set the clock")
+        return StoreDenied(
+            f"cannot {action}: this machine's clock differs from the S3 server's", fix="set the clock"
+        )
     if code in WRONG_KEY:
         return StoreDenied(
             f"cannot {action}: the S3 server at {endpoint} does not accept this key ({code})",
@@ -118,3 +144,10 @@ def _refused(code: str, said: str, status: int, action: str, bucket: str, endpoi
             fix="grant the key read, write, list and delete on the bucket, or check the key",
         )
     return StoreError(f"cannot {action}: the S3 server answered {status} {code}: {said}", value=code)
+
+
+def _parts(error: boto.ClientError) -> tuple[str, str, int]:
+    """(code, message, HTTP status) of an answer; empty and 0 where it has none."""
+    answer = error.response.get("Error", {})
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return answer.get("Code", ""), answer.get("Message", ""), status

@@ -1,0 +1,325 @@
+"""The library: a farm to submit jobs to, and jobs to wait for.
+
+    with Farm.connect() as farm:
+        job = farm.submit("job.json")
+        for event in job.progress():
+            print(event.stage, event.step, event.of)
+        job.image().show()
+
+The command line is made of these calls. All of them raise the typed errors of `overpaint_shared.errors`.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from overpaint_producer.follow import follow
+from overpaint_shared.errors import JobError, OverpaintError, UnknownJob
+from overpaint_shared.job import JobSpec, parse_job
+from overpaint_shared.ledger import Event, JobRecord, Ledger, WorkerRecord
+from overpaint_shared.ledger.states import LIVE, JobState
+from overpaint_shared.settings import Settings
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from PIL.Image import Image
+
+    from overpaint_producer.jobfiles import Draft
+    from overpaint_producer.submitting import Options
+    from overpaint_shared.catalogue import Catalogue, SpecWarning
+    from overpaint_shared.store import Store
+
+SpecLike = JobSpec | Mapping[str, Any] | str | Path
+"""A spec, its JSON as a dict, or the path of a job file. Pictures are looked for from the file's folder,
+else here.
+"""
+
+MAX_RESULT_BYTES = 1 << 30
+
+
+class Farm:
+    """A farm: its ledger, its store and its queues. Connects when first used; safe to share between
+    threads.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.ledger = Ledger.connect(settings.redis_url, settings.ledger())
+
+    @classmethod
+    def connect(cls, settings: Settings | None = None) -> "Farm":
+        """The farm that the settings name; without them, that of the environment and the configuration file.
+
+        Raises SettingsError, and LedgerUnreachable unless Redis answers.
+        """
+        farm = cls(settings or Settings.load())
+        farm.ledger.ping()
+        return farm
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections to Redis."""
+        self.ledger.close()
+        if "app" in self.__dict__:
+            self.app.close()
+
+    @cached_property
+    def store(self) -> "Store":
+        """Where pictures are kept."""
+        from overpaint_shared.store import Store  # boto3 takes a while to import; most commands never need it
+
+        return Store(self.settings.store())
+
+    @cached_property
+    def app(self) -> "Celery":
+        """The Celery app that messages are sent with."""
+        from overpaint_shared.queues import make_app
+
+        return make_app(self.settings.redis_url)
+
+    # Submitting
+
+    def submit(
+        self,
+        spec: SpecLike,
+        *,
+        token: str | None = None,
+        group: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        priority: int | None = None,
+        folder: Path | None = None,
+    ) -> "Job":
+        """Queue one job, its pictures uploaded.
+
+        `token` makes the call safe to repeat: the same job again gives the job that is there. `group`,
+        `labels` and `priority` win over the spec's own; labels are added to it. `folder` is where picture
+        paths start from; by default the file's folder, else the working directory.
+        Raises SpecError, InputError (a picture is wrong), TokenConflict, and ServiceError.
+        """
+        return self._submit_all([spec], _options(token, group, labels, priority), folder, many=False)[0]
+
+    def submit_many(
+        self,
+        specs: Iterable[SpecLike],
+        *,
+        token: str | None = None,
+        group: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        priority: int | None = None,
+        folder: Path | None = None,
+    ) -> list["Job"]:
+        """Queue many jobs, recorded and published in batches; see `submit`. `token` becomes `token-1`,
+        `token-2` ...
+
+        An error ends it: the jobs of the batches before stay submitted, so repeat the call with the same
+        token.
+        """
+        return self._submit_all(specs, _options(token, group, labels, priority), folder, many=True)
+
+    def _submit_all(
+        self, specs: Iterable[SpecLike], options: "Options", folder: Path | None, *, many: bool
+    ) -> list["Job"]:
+        from overpaint_producer.submitting import draft_of
+
+        drafts = (draft for spec in specs for draft in draft_of(spec, folder))
+        return [job for _, job in self.submit_drafts(drafts, options, many=many)]
+
+    def submit_drafts(
+        self, drafts: Iterable["Draft"], options: "Options", *, many: bool
+    ) -> Iterator[tuple["Draft", "Job"]]:
+        """Queue jobs that were read from files, yielding each as soon as its batch is recorded."""
+        from overpaint_producer.submitting import Submitter
+
+        settings = self.settings
+        submitter = Submitter(
+            ledger=self.ledger, store=self.store, app=self.app, limits=settings.limits(), owner=settings.owner
+        )
+        for queued in submitter.submit(drafts, options, many=many):
+            answer = queued.answer
+            yield queued.draft, Job(self, answer.id, created=answer.created, warnings=queued.warnings)
+
+    # Looking
+
+    def job(self, job_id: str) -> "Job":
+        """The job with this id. Raises UnknownJob."""
+        job = Job(self, job_id)
+        job.status()
+        return job
+
+    def jobs(
+        self,
+        *,
+        state: JobState | Collection[JobState] | None = None,
+        group: str | None = None,
+        model: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        limit: int = 100,
+    ) -> list[JobRecord]:
+        """The records of this owner, newest first, at most `limit`; None filters nothing."""
+        return self.ledger.jobs(
+            self.settings.owner, state=state, group=group, model=model, labels=labels, limit=limit
+        )
+
+    def workers(self) -> list[WorkerRecord]:
+        """The live workers."""
+        return self.ledger.workers()
+
+    def catalogue(self) -> "Catalogue":
+        """What the live workers can render together."""
+        return self.ledger.catalogue()
+
+    def check(self, spec: SpecLike) -> "tuple[JobSpec, tuple[SpecWarning, ...]]":
+        """The spec and warnings, if it is right and this farm's workers and limits allow it; else
+        SpecError.
+        """
+        from overpaint_producer.submitting import draft_of
+        from overpaint_shared.catalogue import check
+
+        draft = next(draft_of(spec, None))
+        parsed = parse_job(draft.data, where=draft.where)
+        return parsed, check(parsed, self.catalogue(), self.settings.limits(), where=draft.where)
+
+    def follow(self, ids: Sequence[str], timeout: float | None = None) -> Iterator[Event]:
+        """What happens to jobs, from their state now until all have ended.
+
+        Raises TimeoutError after `timeout` seconds, UnknownJob, LedgerUnreachable when Redis is away for
+        minutes.
+        """
+        return follow(self.ledger, self.settings.owner, ids, timeout_s=timeout)
+
+
+class Job:
+    """A job on a farm. Holds only its id: every call asks the ledger, which is the truth."""
+
+    def __init__(
+        self, farm: Farm, job_id: str, *, created: bool = False, warnings: "tuple[SpecWarning, ...]" = ()
+    ) -> None:
+        self._farm = farm
+        self.id = job_id
+        self.created = created
+        """Whether this submit made it; False for a token that was known, and for `Farm.job`."""
+        self.warnings = warnings
+        """What the submit had to say about it."""
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r})"
+
+    def status(self) -> JobRecord:
+        """Its record: state, stage, step, times, result or error. Raises UnknownJob."""
+        record = self._farm.ledger.job(self.id)
+        if record is None:
+            raise UnknownJob(
+                f"there is no job {self.id}",
+                field="job",
+                value=self.id,
+                fix="check the id with `overpaint jobs`; records of ended jobs are kept a day to a week",
+            )
+        return record
+
+    def progress(self, timeout: float | None = None) -> Iterator[Event]:
+        """Its states, stages and steps as they happen, until it has ended. Raises TimeoutError."""
+        return self._farm.follow([self.id], timeout)
+
+    def wait(self, timeout: float | None = None) -> JobRecord:
+        """Its record once it has ended, however that was. Raises TimeoutError after `timeout` seconds."""
+        for _ in self.progress(timeout):
+            pass
+        return self.status()
+
+    def cancel(self) -> JobState:
+        """Ask it to stop: `cancelled` at once if it waits, else `cancelling` until its worker has stopped."""
+        released = self._farm.ledger.cancel(self.id)
+        if released.state is None:
+            self.status()  # raises UnknownJob
+        self._publish(released.wakeups)
+        return self.status().state if released.state is None else released.state
+
+    def replay(self) -> None:
+        """Queue it again after it failed; raises OverpaintError in any other state."""
+        self._publish(self._farm.ledger.replay(self.id))
+
+    def image(self, timeout: float | None = None) -> "Image":
+        """Its picture, decoded, waiting for the job to end. Raises the job's own error if it failed."""
+        from PIL import Image
+
+        files = self._done(timeout).result or {}
+        name = picture_name(files.get("files", {}))
+        picture = Image.open(BytesIO(self._read(files["files"][name])))
+        picture.load()
+        return picture
+
+    def files(self, timeout: float | None = None) -> dict[str, bytes]:
+        """Its files by name: `image.png`, `receipt.json`, previews if any. Waits and raises as `image`
+        does.
+        """
+        return {name: self._read(key) for name, key in self._keys(timeout).items()}
+
+    def links(self, expires_s: int = 3600, timeout: float | None = None) -> dict[str, str]:
+        """An address for each file that anyone can GET for `expires_s` seconds. Waits and raises as `image`
+        does.
+        """
+        return {name: self._farm.store.link(key, expires_s) for name, key in self._keys(timeout).items()}
+
+    def save(self, folder: str | Path, timeout: float | None = None) -> list[Path]:
+        """Write its files into a folder, made if need be; their paths. Waits and raises as `image` does."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        saved = []
+        for name, key in self._keys(timeout).items():
+            path = folder / Path(name).name  # a name is a file's, never a way out of the folder
+            partial = path.with_name(path.name + ".partial")
+            partial.write_bytes(self._read(key))
+            partial.replace(path)
+            saved.append(path)
+        return saved
+
+    def _keys(self, timeout: float | None) -> dict[str, str]:
+        return dict((self._done(timeout).result or {}).get("files", {}))
+
+    def _done(self, timeout: float | None) -> JobRecord:
+        record = self.status()
+        return done(self.wait(timeout) if record.state in LIVE else record)
+
+    def _read(self, key: str) -> bytes:
+        return self._farm.store.get(key, MAX_RESULT_BYTES)
+
+    def _publish(self, wakeups: Sequence[Any]) -> None:
+        from overpaint_producer.submitting import wake
+
+        if wakeups:
+            wake(self._farm.app, wakeups)
+
+
+def done(record: JobRecord) -> JobRecord:
+    """The record of a job that ended `done`; for any other end, raises what it failed with."""
+    if record.state is JobState.DONE:
+        return record
+    if record.error is not None:
+        raise OverpaintError.from_json(record.error)
+    why = f" ({record.fault})" if record.fault else ""
+    raise JobError(f"job {record.id} is {record.state}{why}", field="job", value=record.id)
+
+
+def picture_name(files: Mapping[str, str]) -> str:
+    """The name of the picture among a result's files, whatever its format. Raises JobError where there is
+    none.
+    """
+    for name in files:
+        if name.rpartition(".")[0] == "image":
+            return name
+    raise JobError("the job's result holds no picture")
+
+
+def _options(
+    token: str | None, group: str | None, labels: Mapping[str, str] | None, priority: int | None
+) -> "Options":
+    from overpaint_producer.submitting import Options
+
+    return Options(token=token, group=group, labels=labels or {}, priority=priority)

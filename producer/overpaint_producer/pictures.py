@@ -1,0 +1,198 @@
+"""The pictures that a job names: found, looked at without decoding, uploaded once, renamed to `sha256:<hex>`.
+
+A job file may come from somebody else and name any file of this machine, so only what opens as a picture is
+ever uploaded.
+"""
+
+import hashlib
+import stat
+import threading
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from overpaint_shared.errors import InputError
+from overpaint_shared.store_keys import external_address
+
+if TYPE_CHECKING:
+    from overpaint_shared.setting_views import Limits
+    from overpaint_shared.store import Store
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # what a worker reads
+STORED = "sha256:"
+EXTERNAL = "s3://"
+SENDERS = 8  # uploads at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalPicture:
+    """A picture file, read but not decoded. `size` is (width, height) in pixels, as stored (before EXIF)."""
+
+    data: bytes
+    size: tuple[int, int]
+
+
+def read_picture(path: Path, limits: "Limits", field: str) -> LocalPicture:
+    """Read a picture file after checking its kind and size in bytes, and its header. Raises InputError.
+
+    `field` is the place in the spec that names the file, for messages.
+    """
+    data = _read_file(path, limits.max_input_bytes, field)
+    return LocalPicture(data=data, size=sniff(data, limits, field, str(path)))
+
+
+def _read_file(path: Path, max_bytes: int, field: str) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever, a device never end
+            raise InputError(f"{path} is no file", field=field, value=str(path), fix="name a picture file")
+        if status.st_size > max_bytes:
+            raise InputError(
+                f"{path} has {status.st_size} bytes; at most {max_bytes} are allowed",
+                field=field,
+                value=str(path),
+                fix="use a smaller picture, or let an operator raise OVERPAINT_MAX_INPUT_BYTES",
+            )
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)[:max_bytes]
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(
+            f"cannot read {path}: {why}",
+            field=field,
+            value=str(path),
+            fix="name a picture by a path from the job file's folder, sha256:<hex>, or s3://bucket/key",
+        ) from error
+
+
+def sniff(data: bytes, limits: "Limits", field: str, name: str) -> tuple[int, int]:
+    """(width, height) from the header, nothing decoded. InputError for what is no picture, or too much."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own limit on pixels; ours follows
+            with Image.open(BytesIO(data), formats=FORMATS) as picture:
+                # MPO is what many phones write: the photograph, then previews and the other eye's view.
+                frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
+                size = picture.size
+    except Image.DecompressionBombError as error:
+        raise _too_many("pixels", "far more", limits.max_pixels, field, name) from error
+    except Exception as error:  # Pillow raises what its format readers raise: no list is complete
+        raise InputError(
+            f"{name} is not a picture, so it was not uploaded",
+            field=field,
+            value=name,
+            fix=f"name a picture ({', '.join(FORMATS)})",
+        ) from error
+    if size[0] * size[1] > limits.max_pixels:
+        raise _too_many("pixels", f"{size[0]} x {size[1]}", limits.max_pixels, field, name)
+    if frames > limits.max_frames:
+        raise _too_many("frames", str(frames), limits.max_frames, field, name)
+    return size
+
+
+def _too_many(what: str, given: str, allowed: int, field: str, name: str) -> InputError:
+    return InputError(
+        f"{name} has {given} {what}; at most {allowed} {'is' if allowed == 1 else 'are'} allowed",
+        field=field,
+        value=name,
+        fix=f"use a smaller picture, or let an operator raise OVERPAINT_MAX_{what.upper()}",
+    )
+
+
+class Uploader:
+    """Puts pictures into the store under one owner; a file is read and sent once for all that name it.
+
+    Looking at a picture is the caller's thread's work, sending it that of a few others: leave the context
+    before the jobs are submitted, and everything is stored, or the first error is raised.
+    """
+
+    def __init__(self, store: "Store", limits: "Limits", owner: str) -> None:
+        self._store = store
+        self._limits = limits
+        self._owner = owner
+        self._done: dict[tuple[Path, int, int], Uploaded] = {}
+        self._room = threading.BoundedSemaphore(2 * SENDERS)  # pictures in memory at a time
+        self._sending: list[Future[str]] = []
+
+    def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(SENDERS, thread_name_prefix="upload")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        sending, self._sending = self._sending, []
+        if kind is None:
+            for each in sending:
+                each.result()
+
+    def place(self, references: Mapping[str, str], folder: Path) -> dict[str, "Uploaded"]:
+        """Where each reference goes. `references`: reference -> its field in the spec, for messages.
+
+        Paths are taken from `folder`. Raises InputError, and StoreError where the store fails.
+        """
+        return {name: self._one(name, folder, field) for name, field in references.items()}
+
+    def _one(self, name: str, folder: Path, field: str) -> "Uploaded":
+        if name.startswith(STORED):
+            self._require(name.removeprefix(STORED), field)
+            return Uploaded(name, None)
+        if name.startswith(EXTERNAL):
+            self._check_external(name, field)
+            return Uploaded(name, None)
+        return self._file(folder / name, field)
+
+    def _file(self, path: Path, field: str) -> "Uploaded":
+        key = _identity(path)
+        if key is not None and key in self._done:
+            return self._done[key]
+        picture = read_picture(path, self._limits, field)
+        uploaded = Uploaded(STORED + hashlib.sha256(picture.data).hexdigest(), picture.size)
+        self._room.acquire()
+        self._sending.append(self._pool.submit(self._send, picture.data))
+        if key is not None:
+            self._done[key] = uploaded
+        return uploaded
+
+    def _send(self, data: bytes) -> str:
+        try:
+            return self._store.put_input(self._owner, data)
+        finally:
+            self._room.release()
+
+    def _require(self, sha256: str, field: str) -> None:
+        if not self._store.has_input(self._owner, sha256):
+            raise InputError(
+                f"nothing is stored as {STORED}{sha256} for owner {self._owner!r}",
+                field=field,
+                value=STORED + sha256,
+                fix="name the picture by its path, so that it is uploaded",
+            )
+
+    def _check_external(self, url: str, field: str) -> None:
+        try:
+            external_address(url, self._store.settings.read_buckets)
+        except InputError as error:
+            raise InputError(error.message, field=field, value=url, fix=error.fix) from error
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """Where a picture is stored now, and its (width, height) where this machine has seen it."""
+
+    reference: str
+    size: tuple[int, int] | None
+
+
+def _identity(path: Path) -> tuple[Path, int, int] | None:
+    """What tells an unchanged file: its path, time of change and length; None where it is not there."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return path, status.st_mtime_ns, status.st_size

@@ -1,0 +1,207 @@
+"""From a draft to a queued job: parse, check, upload the pictures, draw the seed, record, wake a worker."""
+
+import base64
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from overpaint_producer.jobfiles import Draft, as_object, read_path
+from overpaint_producer.pictures import Uploaded, Uploader
+from overpaint_shared.catalogue import Catalogue, SpecWarning, check
+from overpaint_shared.errors import ServiceError
+from overpaint_shared.job import JobSpec, parse_job
+from overpaint_shared.ledger import Ledger, Submission, SubmitConflict, Submitted, Wakeup, spec_digest
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from overpaint_shared.setting_views import Limits
+    from overpaint_shared.store import Store
+
+CHUNK = 250
+"""Jobs that are recorded and published together."""
+SEED_BITS = 32
+"""Of a seed only the low 32 bits choose the noise, so more would only make two names for one picture."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a submit sets in every job, over what the job itself says. None leaves the job's own."""
+
+    group: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    priority: int | None = None
+    token: str | None = None
+    """Makes submitting again give the jobs that are there: `token` for one job, `token-1`, `token-2` ... for
+    many.
+    """
+
+    def applied(self, draft: Draft) -> Draft:
+        """The draft with these values in it."""
+        changes: dict[str, Any] = {}
+        if self.group is not None:
+            changes["group"] = self.group
+        if self.priority is not None:
+            changes["priority"] = self.priority
+        if self.labels:
+            changes["labels"] = {**_labels(draft), **self.labels}
+        return replace(draft, data=as_object(draft) | changes) if changes else draft
+
+
+def _labels(draft: Draft) -> dict[str, Any]:
+    labels = as_object(draft).get("labels")
+    return labels if isinstance(labels, dict) else {}  # anything else is the spec's to refuse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A job that is checked and whose pictures are on their way."""
+
+    submission: Submission
+    warnings: tuple[SpecWarning, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queued:
+    """A job that the ledger has."""
+
+    draft: Draft
+    answer: Submitted
+    warnings: tuple[SpecWarning, ...]
+
+
+class Submitter:
+    """Queues jobs for one owner. Use one for each run of submits: it remembers the files it has sent."""
+
+    def __init__(
+        self, *, ledger: Ledger, store: "Store", app: "Celery", limits: "Limits", owner: str
+    ) -> None:
+        self._ledger = ledger
+        self._app = app
+        self._limits = limits
+        self._owner = owner
+        self._uploader = Uploader(store, limits, owner)
+
+    def submit(self, drafts: Iterable[Draft], options: Options, *, many: bool) -> Iterator[Queued]:
+        """Queue jobs in chunks; each told in order, as soon as its chunk is recorded.
+
+        `many` says that tokens are numbered. An error ends it; the chunks before it stay submitted.
+        """
+        numbered = enumerate(drafts, start=1)
+        while chunk := list(islice(numbered, CHUNK)):
+            catalogue = self._ledger.catalogue()
+            with self._uploader:
+                ready = [
+                    self._ready(options.applied(draft), _token(options.token, number, many=many), catalogue)
+                    for number, draft in chunk
+                ]
+            answers = self._record([each.submission for each in ready])
+            for (_, draft), each, answer in zip(chunk, ready, answers, strict=True):
+                yield Queued(draft=draft, answer=answer, warnings=each.warnings)
+
+    def _ready(self, draft: Draft, token: str | None, catalogue: Catalogue) -> Ready:
+        spec = parse_job(draft.data, where=draft.where)
+        warnings = check(spec, catalogue, self._limits, where=draft.where)
+        references: dict[str, str] = {}
+        for path, reference in spec.image_refs():
+            references.setdefault(reference, path)
+        placed = self._uploader.place(references, draft.folder)
+        spec = spec.with_images({name: each.reference for name, each in placed.items()})
+        source = placed[next(iter(references))]  # the first reference is the source's
+        return Ready(submission=self._submission(spec, token, catalogue, source), warnings=warnings)
+
+    def _submission(
+        self, spec: JobSpec, token: str | None, catalogue: Catalogue, source: Uploaded
+    ) -> Submission:
+        digest = spec_digest(spec.to_json())  # before the seed is drawn: the same job again is the same job
+        if spec.sampling.seed is None:
+            spec = spec.with_seed(secrets.randbits(SEED_BITS))
+        return Submission(
+            id=new_job_id(),
+            owner=self._owner,
+            spec_json=spec.to_json(),
+            model=spec.model,
+            priority=spec.priority,
+            group=spec.group,
+            labels=dict(spec.labels),
+            token=token,
+            title=title(spec, source.size),
+            features=needed(spec, catalogue),
+            digest=digest,
+        )
+
+    def _record(self, ready: Sequence[Submission]) -> list[Submitted]:
+        try:
+            answers = self._ledger.submit(ready)
+        except SubmitConflict as error:  # the others of this chunk are recorded
+            wake(self._app, [wakeup for each in error.submitted for wakeup in each.wakeups])
+            raise
+        wake(self._app, [wakeup for each in answers for wakeup in each.wakeups])
+        return answers
+
+
+def wake(app: "Celery", wakeups: Sequence[Wakeup]) -> None:
+    """Send the messages that the ledger asked for.
+
+    A failure is only logged: the jobs are recorded, and a worker's reaper sends what is missing within
+    seconds.
+    """
+    from overpaint_shared.queues import publish
+
+    if not wakeups:
+        return
+    try:
+        publish(app, wakeups)
+    except ServiceError as error:
+        log.warning(
+            "messages not sent; a worker will send them", action="submit.publish_failed", error=str(error)
+        )
+
+
+def needed(spec: JobSpec, catalogue: Catalogue) -> frozenset[str]:
+    """What a worker must be able to do, the model's default sampler included where a worker says what that
+    is.
+    """
+    defaults = catalogue.defaults(spec.model)
+    return (spec.resolved(defaults) if defaults else spec).features()
+
+
+def title(spec: JobSpec, size: tuple[int, int] | None) -> str:
+    """What people read in Flower: model, method, size of the source, steps and seed."""
+    sampling = spec.sampling
+    parts = [spec.model, spec.method.kind]
+    if size:
+        parts.append(f"{size[0]}x{size[1]}")
+    if sampling.steps:
+        parts.append(f"{sampling.steps} steps")
+    return " ".join([*parts, f"seed {sampling.seed}"])
+
+
+def new_job_id() -> str:
+    """A random name of 16 letters and digits (80 bits), easy to select and to type."""
+    return base64.b32encode(secrets.token_bytes(10)).decode().lower()
+
+
+def _token(token: str | None, number: int, *, many: bool) -> str | None:
+    return f"{token}-{number}" if token is not None and many else token
+
+
+def draft_of(spec: "JobSpec | Mapping[str, Any] | str | Path", folder: Path | None) -> Iterator[Draft]:
+    """The drafts of what a caller of the library has: a spec, its JSON as an object, or a file (`.jsonl`:
+    many).
+
+    `folder` is where picture paths start from; None: a file's own folder, else the working directory.
+    """
+    if isinstance(spec, str | Path):
+        for draft in read_path(Path(spec)):
+            yield draft if folder is None else replace(draft, folder=folder)
+        return
+    data = spec.to_json().encode() if isinstance(spec, JobSpec) else dict(spec)
+    yield Draft(data=data, folder=folder or Path.cwd(), where="job")
