@@ -169,7 +169,9 @@ class EngineClient:
             except (EOFError, OSError, ProtocolError) as error:
                 self._ended(process, error)
             if self._barren.give_up:
-                self._listener.engine_given_up(f"the engine ended {self._barren.count} times without one step")
+                self._listener.engine_given_up(
+                    f"the engine ended {self._barren.count} times without one step"
+                )
                 return
             self._closing.wait(self._barren.pause_s)
 
@@ -228,7 +230,10 @@ class EngineClient:
             said = f": {error}" if isinstance(error, ProtocolError) else ""
             why = EngineDied(f"the engine ended, {_status_in_words(status)}{said}")
         log.error(
-            str(why), action="engine.hung" if process.hung else "engine.died", status=status, at_work=sorted(suspects)
+            str(why),
+            action="engine.hung" if process.hung else "engine.died",
+            status=status,
+            at_work=sorted(suspects),
         )
         self._end_all(why, suspects)
 

@@ -93,7 +93,9 @@ class Keeper:
             yield attempt
         finally:
             with self._lock:
-                if self._attempts.get(job) is attempt:  # after a long outage a second attempt may be here already
+                if (
+                    self._attempts.get(job) is attempt
+                ):  # after a long outage a second attempt may be here already
                     del self._attempts[job]
 
     def progress(self, job: str, token: int, stage: str, step: int = 0, of: int = 0) -> None:
@@ -107,21 +109,27 @@ class Keeper:
 
     def release_all(self) -> int:
         """Give every running job back, uncounted and at once; how many. May be called from any thread, twice too."""
-        count = 0
-        for attempt in self.running:
-            if attempt.fenced:
-                continue
+        ours = [attempt for attempt in self.running if not attempt.fenced]
+        for attempt in ours:
             attempt.fenced = True
-            try:
-                released = self._ledger.release(attempt.job, attempt.token, ReleaseReason.STOPPED)
-            except ServiceError as error:
-                log.error("release failed", action="job.release_failed", job=attempt.job, error=str(error))
-            else:
-                log.info("job released", action="job.released", job=attempt.job, token=attempt.token, reason="stopped")
-                self._publish(released.wakeups)
-                count += 1
+        released = [attempt for attempt in ours if self._release(attempt)]
+        for attempt in ours:
             self._on_fenced(attempt)
-        return count
+        return len(released)
+
+    def _release(self, attempt: Attempt) -> bool:
+        try:
+            released = self._ledger.release(
+                attempt.job, attempt.token, ReleaseReason.STOPPED, "its worker stopped"
+            )
+        except ServiceError as error:  # its lease runs out
+            log.error("release failed", action="job.release_failed", job=attempt.job, error=str(error))
+            return False
+        log.info(
+            "job released", action="job.released", job=attempt.job, token=attempt.token, reason="stopped"
+        )
+        self._publish(released.wakeups)
+        return True
 
     def _run(self) -> None:
         renewed = 0.0

@@ -114,7 +114,9 @@ class Room(Protocol):
 def register(app: Celery, room: Room) -> Task:
     """Make the render task known to a worker's app."""
 
-    @app.task(name=RENDER_TASK, bind=True, shared=False, acks_late=True, ignore_result=True, throws=(JobFailed,))
+    @app.task(
+        name=RENDER_TASK, bind=True, shared=False, acks_late=True, ignore_result=True, throws=(JobFailed,)
+    )
     def render(self: Task, job_id: str) -> None:
         if room.intake.closed:  # taken just before the worker closed
             raise Reject(requeue=True)
@@ -148,7 +150,10 @@ class Renderer:
             log.info("message without work", action="job.noop", job=job_id, verdict=claim.verdict)
             return None
         self._timing.mark("claim_s")
-        with bound_contextvars(job=job_id, token=claim.token), self._room.keeper.watching(job_id, claim.token) as a:
+        with (
+            bound_contextvars(job=job_id, token=claim.token),
+            self._room.keeper.watching(job_id, claim.token) as a,
+        ):
             log.info("job claimed", action="job.claimed", attempt=claim.attempt, alone=claim.crashes > 0)
             return self._settle(a, self._attempt(claim, a))
 
@@ -243,7 +248,8 @@ class Renderer:
         self._check(attempt)
         self._room.keeper.progress(attempt.job, attempt.token, "store")
         writes = [
-            self._room.uploads.submit(self._put, attempt, name, data) for name, data in list(done.files.items())[1:]
+            self._room.uploads.submit(self._put, attempt, name, data)
+            for name, data in list(done.files.items())[1:]
         ]
         files = dict([self._put(attempt, name, data) for name, data in list(done.files.items())[:1]])
         files.update(write.result() for write in writes)
@@ -279,7 +285,7 @@ class Renderer:
     def _give_back(self, attempt: Attempt, end: GiveBack) -> None:
         try:
             released = self._patiently(
-                lambda: self._room.ledger.release(attempt.job, attempt.token, end.reason),
+                lambda: self._room.ledger.release(attempt.job, attempt.token, end.reason, end.why),
                 self._room.patience.commit_s,
                 attempt,
             )

@@ -7,16 +7,16 @@ of the item goes on. What has no job id is put into a list for people to look at
 
 import base64
 import json
+import math
 import re
 import uuid
-
 from typing import Any, ClassVar
 
 import structlog
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 
-from overpaint_shared.queues import RENDER_TASK
+from overpaint_shared.queues import RENDER_TASK, STAMP_HEADER
 from overpaint_worker.cycle import Intake
 
 QUARANTINE_KEY = "op:quarantine"
@@ -38,7 +38,7 @@ class NoMessage(ValueError):
 def rebuilt(item: Any, queue: str) -> dict[str, Any]:
     """A fresh envelope for the job that `item` names. Raises one of `_BAD_ITEM` if it names none."""
     job = _job_id(item)
-    title = item["headers"].get("argsrepr", job)
+    title, stamp = item["headers"].get("argsrepr", job), item["headers"].get(STAMP_HEADER)
     priority = item.get("properties", {}).get("priority", 0)
     return {
         "body": base64.b64encode(json.dumps([[job], {}, {}]).encode()).decode(),
@@ -51,6 +51,7 @@ def rebuilt(item: Any, queue: str) -> dict[str, Any]:
             "root_id": job,
             "argsrepr": title[:MAX_TITLE_CHARS] if isinstance(title, str) else job,
             "kwargsrepr": "",
+            STAMP_HEADER: stamp if isinstance(stamp, int | float) and math.isfinite(stamp) else 0.0,
         },
         "properties": {
             "body_encoding": "base64",

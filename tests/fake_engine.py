@@ -1,0 +1,188 @@
+"""An engine without torch, for tests of the worker around it: it speaks the protocol, and misbehaves when told to.
+
+A job's prompt is its script, JSON: `{"step_s": 0.01, "do": "kill", "at": 2}`. `do` is one of ACTIONS and happens at
+step `at` (0: before the first word about the job). Everything it does goes to the journal, a file of JSON lines.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from overpaint_worker import protocol
+
+ACTIONS = ("kill", "stop", "fail", "unable", "oom")
+JOURNAL = "FAKE_ENGINE_JOURNAL"
+START_S = "FAKE_ENGINE_START_S"
+CREDITS = "FAKE_ENGINE_CREDITS"
+BUDGET_S = "FAKE_ENGINE_BUDGET_S"
+DIE_AT_START = "FAKE_ENGINE_DIES"
+
+
+class Job:
+    def __init__(self, render: protocol.Render) -> None:
+        spec = json.loads(render.spec_json)
+        self.render = render
+        self.model = spec["model"]
+        self.steps = spec["sampling"]["steps"]
+        self.step = 0
+        self.script: dict[str, Any] = json.loads(spec.get("prompt") or "{}")
+
+
+class Engine:
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+        self.waiting: list[Job] = []
+        self.live: list[Job] = []
+        self.loaded: list[str] = []
+        self.lock = threading.Lock()
+        self.work = threading.Event()
+        self.budget_s = float(os.environ.get(BUDGET_S, "60"))
+
+    def send(self, message: protocol.ToWorker) -> None:
+        self.pipe.send_bytes(protocol.encode(message))
+
+    def run(self) -> None:
+        time.sleep(float(os.environ.get(START_S, "0")))
+        if os.environ.get(DIE_AT_START):
+            os._exit(3)
+        self.send(
+            protocol.Ready(
+                pid=os.getpid(),
+                device="cpu",
+                device_name="fake",
+                memory_total=1,
+                features=[],
+                catalogue=[],
+                versions={"secrets": ",".join(k for k in os.environ if "SECRET" in k or "REDIS" in k)},
+            )
+        )
+        self.send(protocol.Credits(slots=int(os.environ.get(CREDITS, "6"))))
+        journal("ready")
+        threading.Thread(target=self.read, daemon=True).start()
+        while True:
+            self.turn()
+
+    def read(self) -> None:
+        while True:
+            try:
+                message = protocol.decode(self.pipe.recv_bytes())
+            except (EOFError, OSError):
+                os._exit(0)
+            with self.lock:
+                if isinstance(message, protocol.Render):
+                    self.waiting.append(Job(message))
+                elif isinstance(message, protocol.Cancel):
+                    self.cancel(message)
+                elif isinstance(message, protocol.Stop):
+                    os._exit(0)
+            self.work.set()
+
+    def cancel(self, message: protocol.Cancel) -> None:
+        for jobs in (self.waiting, self.live):
+            for job in list(jobs):
+                if (job.render.job, job.render.token) == (message.job, message.token):
+                    jobs.remove(job)
+                    journal("cancelled", job)
+                    self.send(protocol.Cancelled(job=message.job, token=message.token))
+
+    def admit(self) -> None:
+        while self.waiting and not any(j.render.alone for j in self.live):
+            if self.waiting[0].render.alone and self.live:
+                return
+            job = self.waiting.pop(0)
+            journal("admitted", job, alone=job.render.alone, company=len(self.live))
+            self.act(job)
+            self.live.append(job)
+            if job.model not in self.loaded:
+                self.loaded.append(job.model)
+                self.send(protocol.Loading(model=job.model))
+                self.send(protocol.Loaded(model=job.model, seconds=0.0))
+                journal("loaded", job, model=job.model)
+
+    def turn(self) -> None:
+        with self.lock:
+            self.admit()
+            batch = list(self.live)
+        if not batch:
+            self.send(protocol.Unit(stage="idle", budget_s=0.0))
+            self.work.wait()
+            self.work.clear()
+            return
+        self.send(protocol.Unit(stage="denoise", budget_s=self.budget_s, jobs=[j.render.job for j in batch]))
+        time.sleep(max(float(j.script.get("step_s", 0.005)) for j in batch))
+        with self.lock:
+            for job in batch:
+                if job in self.live:
+                    self.advance(job, len(batch))
+
+    def advance(self, job: Job, company: int) -> None:
+        job.step += 1
+        if self.act(job):
+            self.live.remove(job)
+            return
+        render = job.render
+        self.send(
+            protocol.Progress(
+                job=render.job,
+                token=render.token,
+                stage="denoise",
+                step=job.step,
+                of=job.steps,
+                company=company,
+            )
+        )
+        if job.step >= job.steps:
+            self.live.remove(job)
+            journal("done", job, company=company)
+            files = {"image.png": b"picture of " + render.job.encode(), "receipt.json": b"{}"}
+            self.send(
+                protocol.Done(job=render.job, token=render.token, files=files, summary={"steps": job.steps})
+            )
+
+    def act(self, job: Job) -> bool:
+        do, at = job.script.get("do"), job.script.get("at", 1)
+        if do is None or job.step != at:
+            return False
+        journal(do, job)
+        if do == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if do == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        kinds = {
+            "fail": ("input", "job"),
+            "unable": ("unsupported", "unable"),
+            "oom": ("out_of_memory", "device"),
+        }
+        code, kind = kinds[do]
+        error = {"code": code, "message": f"told to {do}", "field": "prompt", "value": None, "fix": None}
+        self.send(protocol.Failed(job=job.render.job, token=job.render.token, error=error, kind=kind))
+        return True
+
+
+def journal(event: str, job: Job | None = None, **more: Any) -> None:
+    path = os.environ.get(JOURNAL)
+    if path:
+        who = {"job": job.render.job, "token": job.render.token} if job else {}
+        line = json.dumps({"event": event, "pid": os.getpid(), "at": time.time(), **who, **more})
+        with Path(path).open("a") as file:
+            file.write(line + "\n")
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    known, _ = parser.parse_known_args()
+    Engine(Connection(known.fd)).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

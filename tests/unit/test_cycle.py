@@ -1,0 +1,126 @@
+from dataclasses import dataclass, field
+
+from overpaint_worker.cycle import Intake, ModelCycle
+
+QUEUES = ["m.a", "m.b", "host.celery.pidbox"]
+
+
+@dataclass
+class World:
+    now: float = 0.0
+    held: int = 0
+    intake: Intake = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.intake = Intake(
+            {"m.a": "a", "m.b": "b"},
+            slots=4,
+            held=lambda: self.held,
+            switch_after_s=10,
+            clock=lambda: self.now,
+        )
+        self.intake.engine_up = True
+
+    def take(self, queue: str) -> None:
+        self.intake.taken(queue)
+        self.held += 1
+
+    def models(self) -> list[str]:
+        return [q for q in self.intake.choose(QUEUES) if q.startswith("m.")]
+
+
+def test_an_idle_worker_listens_to_all_models() -> None:
+    assert sorted(World().models()) == ["m.a", "m.b"]
+
+
+def test_the_first_message_opens_its_model_and_closes_the_others() -> None:
+    world = World()
+    world.take("m.b")
+    assert world.models() == ["m.b"]
+
+
+def test_an_idle_worker_asks_its_open_model_first() -> None:
+    world = World()
+    world.take("m.b")
+    world.held = 0
+    assert world.models() == ["m.b", "m.a"]
+
+
+def test_a_full_worker_takes_nothing_until_a_job_ends() -> None:
+    world = World()
+    for _ in range(4):
+        world.take("m.a")
+    assert world.models() == []
+    world.held -= 1
+    assert world.models() == ["m.a"]
+
+
+def test_credits_of_the_engine_limit_what_is_held_below_the_slots() -> None:
+    world = World()
+    world.intake.credits = 2
+    world.take("m.a")
+    assert world.models() == ["m.a"]
+    world.take("m.a")
+    assert world.models() == []
+
+
+def test_more_credits_than_slots_change_nothing() -> None:
+    world = World()
+    world.intake.credits = 99
+    world.held = 4
+    assert world.models() == []
+
+
+def test_no_credits_still_let_one_job_in() -> None:
+    world = World()
+    world.intake.credits = 0
+    assert world.models() == ["m.a", "m.b"]
+
+
+def test_a_model_that_waited_long_enough_makes_the_worker_drain_and_then_comes_first() -> None:
+    world = World()
+    world.take("m.a")
+    world.now = 10.0
+    assert world.models() == ["m.a"], "nothing else waits"
+    world.intake.waiting = {"b": 10.0}
+    assert world.models() == []
+    world.held = 0
+    assert world.models() == ["m.b", "m.a"]
+
+
+def test_a_model_is_held_for_its_time_even_if_another_has_waited_longer() -> None:
+    world = World()
+    world.intake.waiting = {"b": 1000.0}
+    world.take("m.a")
+    world.now = 9.9
+    assert world.models() == ["m.a"]
+
+
+def test_a_late_model_without_messages_does_not_end_batching() -> None:
+    """Its jobs may be ones that this worker cannot render."""
+    world = World()
+    world.intake.waiting = {"b": 1000.0}
+    world.now = 50.0
+    world.take("m.a")
+    assert world.models() == ["m.a"]
+
+
+def test_a_draining_worker_and_one_without_an_engine_take_nothing_but_answer() -> None:
+    world = World()
+    world.intake.draining = True
+    assert world.intake.choose(QUEUES) == ["host.celery.pidbox"]
+    world.intake.draining = False
+    world.intake.engine_up = False
+    assert world.intake.choose(QUEUES) == ["host.celery.pidbox"]
+
+
+def test_the_cycle_that_kombu_makes_asks_the_intake() -> None:
+    world = World()
+    world.held = 4
+    cycle = ModelCycle(list(QUEUES))
+    assert cycle.consume(3) == QUEUES, "without a worker it is kombu's own"
+    try:
+        ModelCycle.intake = world.intake
+        assert cycle.consume(3) == ["host.celery.pidbox"]
+    finally:
+        ModelCycle.intake = None

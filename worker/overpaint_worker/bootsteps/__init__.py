@@ -1,0 +1,23 @@
+"""Where the worker's parts are hooked into Celery's start and stop."""
+
+from celery import Celery
+from celery.bootsteps import StartStopStep
+
+from overpaint_worker.bootsteps.drain import DrainStep
+from overpaint_worker.bootsteps.engine import EngineStep
+from overpaint_worker.bootsteps.reaper import ReaperStep
+from overpaint_worker.node import Node
+
+
+def install(app: Celery, node: Node) -> None:
+    """Add the steps of one worker to its app. Celery makes the steps itself, so each gets a class with its node."""
+    app.steps["worker"].add(_with_node(EngineStep, node))
+    app.steps["worker"].add(_with_node(ReaperStep, node))
+    app.steps["consumer"].add(_with_node(DrainStep, node))
+
+
+def _with_node(step: type[StartStopStep], node: Node) -> type[StartStopStep]:
+    return type(step)(step.__name__, (step,), {"node": node, "requires": step.requires, "name": step.name})
+
+
+__all__ = ["DrainStep", "EngineStep", "ReaperStep", "install"]

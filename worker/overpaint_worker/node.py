@@ -1,0 +1,214 @@
+"""One worker process: its parts, made and joined. Nothing of torch is imported here."""
+
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+from celery import Celery
+from celery.worker import state as celery_state
+
+from overpaint_shared import __version__
+from overpaint_shared.errors import ServiceError
+from overpaint_shared.ledger import Claim, Ledger, Wakeup, WorkerRecord
+from overpaint_shared.queues import make_app, publish, queue_name
+from overpaint_shared.settings import Settings
+from overpaint_shared.store import Store
+from overpaint_worker import protocol, transport
+from overpaint_worker.cycle import STRATEGY, Intake, ModelCycle
+from overpaint_worker.engine_client import EngineClient, Launch, engine_environment
+from overpaint_worker.keeper import Keeper
+from overpaint_worker.options import CPU, WorkerOptions
+from overpaint_worker.stopping import Drain
+from overpaint_worker.tasks import Patience, register
+from overpaint_worker.waker import Waker
+
+UPLOAD_THREADS = 8
+
+log = structlog.get_logger(__name__)
+
+
+class Node:
+    """Everything that a worker holds. It listens to its engine, and is the room in which the task works."""
+
+    def __init__(self, options: WorkerOptions, settings: Settings, patience: Patience | None = None) -> None:
+        self.options = options
+        self.settings = settings.ledger()
+        self.limits = settings.limits()
+        self.patience = patience or Patience()
+        self.worker_id = str(uuid.uuid4())
+        self.host = socket.gethostname()
+        self.name = (
+            f"{options.name or options.device.replace(':', '') + '-' + self.worker_id[:4]}@{self.host}"
+        )
+        self.started = time.time()
+        self.ready: protocol.Ready | None = None
+        self.ledger = Ledger.connect(settings.redis_url, self.settings)
+        self.store = Store(settings.store())
+        self.uploads = ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload")
+        self.waker = Waker()
+        self.drain = Drain(self, options.grace_s)
+        self.intake = Intake(
+            {queue_name(model): model for model in options.models},
+            slots=options.slots,
+            held=lambda: len(celery_state.reserved_requests),
+            switch_after_s=options.switch_after_s,
+        )
+        self.engine = EngineClient(_launch(options), self)
+        self.keeper = Keeper(
+            self.ledger,
+            self.worker_id,
+            renew_s=self.settings.renew_s,
+            publish=self.publish,
+            on_cancel=lambda a: self.engine.cancel(a.job, a.token),
+            on_fenced=lambda a: self.engine.forget(a.job, a.token),
+        )
+        self.app = self._make_app(settings.redis_url)
+
+    def _make_app(self, redis_url: str) -> Celery:
+        transport.install(self.intake)
+        ModelCycle.intake = self.intake
+        app = make_app(redis_url, self.options.models)
+        app.conf.broker_transport_options = {
+            **app.conf.broker_transport_options,
+            "queue_order_strategy": STRATEGY,
+        }
+        app.conf.update(
+            worker_pool="threads",
+            worker_concurrency=self.options.slots,
+            worker_hijack_root_logger=False,
+            worker_redirect_stdouts=False,
+        )
+        register(app, self)
+        return app
+
+    # Messages and claims
+
+    def publish(self, wakeups: Sequence[Wakeup]) -> None:
+        """Send the messages that a ledger call asked for. A lost one is sent again by a reaper."""
+        if not wakeups:
+            return
+        try:
+            publish(self.app, wakeups)
+        except Exception as error:  # kombu has many kinds
+            log.warning("messages not sent", action="wakeups.failed", count=len(wakeups), error=repr(error))
+
+    def claim(self, job_id: str) -> Claim:
+        """Claim a job for this worker."""
+        features = self.ready.features if self.ready else ()
+        return self.ledger.claim(job_id, self.worker_id, features, self.options.models)
+
+    # What the engine says
+
+    def engine_ready(self, ready: protocol.Ready) -> None:
+        """Announce first what it can render, then take messages."""
+        self.ready = ready
+        self.announce()
+        if len(self.options.models) == 1:
+            self.engine.load(self.options.models[0])
+        self.intake.engine_up = True
+        self.waker.wake()
+
+    def engine_gone(self) -> None:
+        """Take no messages for now."""
+        self.intake.engine_up = False
+
+    def engine_progress(self, progress: protocol.Progress) -> None:
+        """Tell the ledger soon."""
+        self.keeper.progress(progress.job, progress.token, progress.stage, progress.step, progress.of)
+
+    def engine_credits(self, slots: int) -> None:
+        """Hold so many jobs."""
+        self.intake.credits = slots
+        self.waker.wake()
+
+    def engine_given_up(self, reason: str) -> None:
+        """Stop."""
+        self.drain.fail(reason)
+
+    # What the drain asks
+
+    def close_intake(self) -> None:
+        """Take no more messages."""
+        self.intake.draining = True
+
+    def busy(self) -> int:
+        """How many messages have not ended."""
+        return len(celery_state.reserved_requests)
+
+    def release_all(self) -> int:
+        """Give the running jobs back, so that others go on at once."""
+        return self.keeper.release_all()
+
+    def leave(self, exit_code: int) -> None:
+        """Let Celery stop."""
+        celery_state.should_stop = exit_code
+        self.waker.wake()
+
+    # Being known
+
+    def record(self) -> WorkerRecord | None:
+        """How this worker is listed; None before its engine is up."""
+        ready, stats = self.ready, self.engine.stats
+        if ready is None:
+            return None
+        return WorkerRecord(
+            id=self.worker_id,
+            name=self.name,
+            host=self.host,
+            device=self.options.device,
+            slots=self.options.slots,
+            version=__version__,
+            features=frozenset(ready.features),
+            catalogue=tuple(ready.catalogue),
+            models=self.options.models,
+            running=len(self.keeper.running),
+            started=self.started,
+            device_name=ready.device_name,
+            memory_total=ready.memory_total,
+            memory_used=stats.memory_used if stats else None,
+            loaded=min(self.engine.loaded, default=None),
+            more={"versions": ready.versions, "engine_pid": self.engine.pid},
+        )
+
+    def announce(self) -> None:
+        """Refresh this worker's record."""
+        record = self.record()
+        if record is None or self.drain.asked:
+            return
+        try:
+            self.ledger.announce(record, self.settings.worker_ttl_s)
+        except ServiceError as error:
+            log.info("not announced", action="worker.not_announced", error=str(error))
+
+    def start(self) -> None:
+        """Start the engine and the keeper of leases; called in the main thread."""
+        self.drain.start()
+        self.keeper.start()
+        self.engine.start()
+        log.info("worker started", action="worker.started", worker=self.name, id=self.worker_id)
+
+    def close(self) -> None:
+        """Give back what still runs, end the engine, and be listed no more. May be called twice."""
+        self.close_intake()
+        self.keeper.release_all()
+        self.keeper.stop()
+        self.engine.stop()
+        try:
+            self.ledger.retire(self.worker_id)
+        except ServiceError as error:
+            log.info("not retired", action="worker.not_retired", error=str(error))
+
+
+def _launch(options: WorkerOptions) -> Launch:
+    device = CPU if options.index is None else "cuda:0"  # the only one that it can see
+    argv = [*options.engine, "--registry", str(options.registry), "--device", device]
+    if options.threads:
+        argv += ["--threads", str(options.threads)]
+    return Launch(
+        argv=argv,
+        environment=engine_environment(options.visible_devices()),
+        answer_s=options.answer_s,
+    )
