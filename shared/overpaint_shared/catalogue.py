@@ -1,149 +1,31 @@
-"""What the live workers offer together, and whether a spec can be rendered by one of them."""
+"""Whether a spec can be rendered: the operator's limits, and what the live workers offer together."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
-
-from pydantic import Field, ValidationError
 
 from overpaint_shared.errors import Problem, SpecError
 from overpaint_shared.job import JobSpec
+from overpaint_shared.offers import Announcement, Catalogue, Kind, ModelTraits, Offer
 from overpaint_shared.settings import Limits
-from overpaint_shared.spec.fields import Name, Part, nearest
+from overpaint_shared.spec.fields import nearest
 from overpaint_shared.spec.masks import ClipsegMask, leaves
 from overpaint_shared.spec.methods import ControlnetInpaint, InpaintModel
 from overpaint_shared.spec.pictures import Scale
 from overpaint_shared.spec.sampling import ModelDefaults
 
-Kind = Literal["model", "controlnet", "lora", "segmenter", "vae"]
+__all__ = [
+    "Announcement",
+    "Catalogue",
+    "Kind",
+    "ModelDefaults",
+    "ModelTraits",
+    "Offer",
+    "SpecWarning",
+    "check",
+]
 
 INPAINT_CHANNELS = 9
 _PEOPLE_SAY = {"controlnet": "ControlNet", "lora": "LoRA", "vae": "VAE"}
-
-
-class ModelTraits(Part):
-    """What a worker tells of one entry of its registry, read from the headers of the weights."""
-
-    name: Name = Field(description="Name in the registry.")
-    kind: Kind = Field(description="What the entry is.")
-    family: str | None = Field(
-        None, description="sd, sdxl, ...; null where it does not matter or is not known."
-    )
-    sha256: str | None = Field(None, description="Digest of the weights; null while it is not known.")
-    channels: int | None = Field(
-        None, description="Input channels of a model's denoiser: 4, or 9 for inpainting."
-    )
-    prediction: str | None = Field(None, description="epsilon, v or flow; of models only.")
-    context_width: int | None = Field(
-        None,
-        description="Width of the text features that weights were made for: 768 (SD 1), 1024 (SD 2), ...",
-    )
-    defaults: ModelDefaults | None = Field(None, description="What a spec that leaves it out gets.")
-
-    def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
-        return self.model_dump(mode="json")
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "ModelTraits":
-        """The traits that `to_json` wrote; what only a newer version knows is left out.
-
-        Raises ValueError for what no version wrote.
-        """
-        known = {key: value for key, value in data.items() if key in cls.model_fields}
-        known["defaults"] = _defaults(known.get("defaults"))
-        return cls.model_validate(known)
-
-
-def _defaults(data: Any) -> ModelDefaults | None:
-    """The defaults, or None if a newer worker's name a sampler that this version does not know."""
-    if not isinstance(data, Mapping):
-        return None
-    try:
-        return ModelDefaults(
-            **{key: value for key, value in data.items() if key in ModelDefaults.model_fields}
-        )
-    except ValidationError:
-        return None
-
-
-class Announcement(Protocol):
-    """What a catalogue is made of; `ledger.WorkerRecord` is one."""
-
-    @property
-    def name(self) -> str:
-        """The worker's name, for people."""
-        ...
-
-    @property
-    def features(self) -> frozenset[str]:
-        """What it can do; see `spec.features`."""
-        ...
-
-    @property
-    def catalogue(self) -> Sequence[Mapping[str, Any]]:
-        """`ModelTraits` as JSON."""
-        ...
-
-    @property
-    def models(self) -> Sequence[str]:
-        """The models whose queues it reads; empty: all in its catalogue."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Offer:
-    """What one live worker can do."""
-
-    worker: str
-    features: frozenset[str]
-    entries: Mapping[tuple[Kind, str], ModelTraits]
-
-    @classmethod
-    def of(cls, worker: Announcement) -> "Offer":
-        """The offer of a worker; entries that this version cannot read, and models it does not serve, are left out."""
-        entries = {}
-        for data in worker.catalogue:
-            try:
-                traits = ModelTraits.from_json(data)
-            except ValueError:
-                continue
-            if traits.kind != "model" or not worker.models or traits.name in worker.models:
-                entries[traits.kind, traits.name] = traits
-        return cls(worker=worker.name, features=frozenset(worker.features), entries=entries)
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """What the live workers offer together."""
-
-    offers: tuple[Offer, ...] = ()
-
-    @classmethod
-    def merge(cls, workers: Iterable[Announcement]) -> "Catalogue":
-        """The catalogue of these workers."""
-        return cls(tuple(Offer.of(worker) for worker in workers))
-
-    def names(self, kind: Kind) -> list[str]:
-        """All names of that kind, sorted."""
-        return sorted({name for offer in self.offers for (its, name) in offer.entries if its == kind})
-
-    def find(self, kind: Kind, name: str) -> list[tuple[str, ModelTraits]]:
-        """Every worker that has the entry, with what it says of it."""
-        found = ((offer.worker, offer.entries.get((kind, name))) for offer in self.offers)
-        return [(worker, traits) for worker, traits in found if traits is not None]
-
-    def entries(self) -> list[ModelTraits]:
-        """Every entry once, by kind and name; of workers that disagree, the first one's."""
-        unique: dict[tuple[Kind, str], ModelTraits] = {}
-        for offer in self.offers:
-            unique = {**offer.entries, **unique}
-        return sorted(unique.values(), key=lambda traits: (get_args(Kind).index(traits.kind), traits.name))
-
-    def defaults(self, model: str) -> ModelDefaults | None:
-        """What the model's entry gives a spec that leaves it out; None if no live worker tells."""
-        told = (traits.defaults for _, traits in self.find("model", model))
-        return next((defaults for defaults in told if defaults), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,9 +46,9 @@ def check(
 ) -> tuple[SpecWarning, ...]:
     """Hold a spec against the operator's limits and against what the live workers offer.
 
-    Returns warnings. Raises SpecError for a limit that is exceeded, a name that no worker has, a name that stands for
-    two weights, entries that do not go together, and a feature that no live worker has. With no live worker nothing
-    of theirs is refused: the job waits, and a warning says so.
+    Returns warnings. Raises SpecError for a limit that is exceeded, a name that no worker has, a name that
+    stands for two weights, entries that do not go together, and a feature that no live worker has. With no
+    live worker nothing of theirs is refused: the job waits, and a warning says so.
     """
     problems = list(_over_limits(spec, catalogue, limits))
     warnings: tuple[SpecWarning, ...] = ()
@@ -268,45 +150,49 @@ def _unknown(use: _Use, catalogue: Catalogue) -> Iterator[Problem]:
 
 
 def _mismatches(spec: JobSpec, named: Sequence[_Use], catalogue: Catalogue) -> Iterator[Problem]:
+    """Entries that were made for another architecture than the model's."""
     model = catalogue.find("model", spec.model)[0][1]
     for use in named[1:]:
         traits = catalogue.find(use.kind, use.name)[0][1]
-        for what, its, models in (
-            ("of the family", traits.family, model.family),
-            ("made for text features of width", traits.context_width, model.context_width),
-        ):
-            if use.kind != "segmenter" and its and models and its != models:
-                fitting = [
-                    name for name in catalogue.names(use.kind) if _fits(model, use.kind, name, catalogue)
-                ]
-                yield Problem(
-                    path=use.path,
-                    message=f"the {use.said} is {what} {its}, and the model {spec.model!r} is {what} {models}",
-                    given=f'"{use.name}"',
-                    allowed=", ".join(fitting) or "none of those that the live workers have",
-                )
-                break
-    if isinstance(spec.method, InpaintModel) and model.channels not in {None, INPAINT_CHANNELS}:
+        if use.kind == "segmenter" or (difference := _difference(traits, model)) is None:
+            continue
         fitting = [
             name
-            for name in catalogue.names("model")
-            if any(traits.channels == INPAINT_CHANNELS for _, traits in catalogue.find("model", name))
+            for name in catalogue.names(use.kind)
+            if _difference(catalogue.find(use.kind, name)[0][1], model) is None
         ]
+        what, its, models = difference
         yield Problem(
-            path="method.kind",
-            message=f"needs a model with {INPAINT_CHANNELS} input channels, and {spec.model!r} has {model.channels}",
-            given='"inpaint_model"',
-            allowed=f"another method, or one of the models {', '.join(fitting)}"
-            if fitting
-            else "another method",
+            path=use.path,
+            message=f"the {use.said} has the {what} {its}, and the model {spec.model!r} has {models}",
+            given=f'"{use.name}"',
+            allowed=", ".join(fitting) or "none of those that the live workers have",
         )
+    if isinstance(spec.method, InpaintModel):
+        yield from _wrong_channels(spec, model, catalogue)
 
 
-def _fits(model: ModelTraits, kind: Kind, name: str, catalogue: Catalogue) -> bool:
-    traits = catalogue.find(kind, name)[0][1]
-    return all(
-        its is None or models is None or its == models
-        for its, models in ((traits.family, model.family), (traits.context_width, model.context_width))
+def _difference(traits: ModelTraits, model: ModelTraits) -> tuple[str, object, object] | None:
+    """The first trait in which an entry does not go with the model: what, the entry's, the model's."""
+    for what, its, models in (
+        ("family", traits.family, model.family),
+        ("text feature width", traits.context_width, model.context_width),
+    ):
+        if its is not None and models is not None and its != models:
+            return what, its, models
+    return None
+
+
+def _wrong_channels(spec: JobSpec, model: ModelTraits, catalogue: Catalogue) -> Iterator[Problem]:
+    if model.channels in {None, INPAINT_CHANNELS}:
+        return
+    models = [traits for traits in catalogue.entries() if traits.kind == "model"]
+    fitting = ", ".join(traits.name for traits in models if traits.channels == INPAINT_CHANNELS)
+    yield Problem(
+        path="method.kind",
+        message=f"needs a model with {INPAINT_CHANNELS} input channels; {spec.model!r} has {model.channels}",
+        given='"inpaint_model"',
+        allowed="another method" + (f", or one of the models {fitting}" if fitting else ""),
     )
 
 
@@ -353,7 +239,7 @@ def _missing(feature: str, known: frozenset[str], closest: Offer) -> Problem:
     others = sorted(other.partition(":")[2] for other in known if other.startswith(f"{group}:"))
     return Problem(
         path=_FEATURE_PATHS.get(group, group),
-        message=f"no live worker that has these models can render {feature!r} (the nearest is {closest.worker})",
+        message=f"no live worker with these models can render {feature!r} (closest: {closest.worker})",
         given=f'"{name}"' if name else None,
         allowed=", ".join(others) or None,
         suggestion=nearest(name, others) if name else None,

@@ -1,4 +1,4 @@
-"""From pydantic's errors to words: where in the file, what was given, what may stand there, what is nearest."""
+"""From pydantic's errors to words: where in the file, what was given, what may stand there, the nearest."""
 
 import re
 import types
@@ -81,7 +81,7 @@ def _is_echo(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an error is: the path as written in the file, the model whose key comes last, the value's type."""
+    """Where an error is: the path as written in the file, the model with the last key, the value's type."""
 
     path: str
     model: type[BaseModel] | None
@@ -177,8 +177,8 @@ def _bounds(annotation: Any) -> Iterator[tuple[str, Any]]:
 def _walk(loc: Sequence[int | str], model: type[BaseModel]) -> _Place:
     """Follow pydantic's location through the models' types.
 
-    Its location also holds the tag that chose a member of a union: `mask.image.channel` for the key `channel` of
-    a mask with `"from": "image"`. The types tell a tag from a key of the same name.
+    Its location also holds the tag that chose a member of a union: `mask.image.channel` for the key `channel`
+    of a mask with `"from": "image"`. The types tell a tag from a key of the same name.
     """
     path, owner = "", None
     here: Any = model

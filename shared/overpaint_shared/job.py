@@ -1,7 +1,7 @@
 """The job spec, version 1: what a producer asks for, as a frozen value.
 
-`parse_job` is the way in and says in words what is wrong with a spec; `JobSpec.to_json` is the way out, in one
-canonical form. Every field that affects pixels is here and nowhere else.
+`parse_job` is the way in and says in words what is wrong with a spec; `JobSpec.to_json` is the way out, in
+one canonical form. Every field that affects pixels is here and nowhere else.
 """
 
 import json
@@ -202,8 +202,8 @@ def parse_job(data: str | bytes | Mapping[str, Any], *, where: str = "job") -> J
     """The spec that a text, its bytes, or an already decoded object holds.
 
     `where` names it in messages, e.g. the file. Raises SpecError with every problem found, and nothing else:
-    text over 256 KiB, JSON that is broken or has a key twice, NaN, unknown keys, values of the wrong type or out
-    of range, and broken rules between fields.
+    text over 256 KiB, JSON that is broken or has a key twice, NaN, unknown keys, values of the wrong type or
+    out of range, and broken rules between fields.
     """
     text = decode(data, where)
     try:

@@ -1,8 +1,8 @@
 """Settings of the farm, read once at the edge and passed on as value objects.
 
 A value comes from the first that has it: an option of the command, the environment (`OVERPAINT_<NAME>`), the
-configuration file (TOML), the default. `Settings.load` is the only reader; `ledger()`, `store()` and `limits()` give
-each part the frozen values it needs.
+configuration file (TOML), the default. `Settings.load` is the only reader; `ledger()`, `store()` and
+`limits()` give each part the frozen values it needs.
 """
 
 import os
@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import (
     AfterValidator,
@@ -23,87 +23,36 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     ValidationError,
+    field_serializer,
     model_validator,
 )
 
 from overpaint_shared.errors import Problem, SettingsError, shorten
 from overpaint_shared.explain import problems
+from overpaint_shared.setting_views import Checksums, LedgerSettings, Limits, RedisUrl, StoreSettings
 from overpaint_shared.spec.fields import Name, refuse, value_error
+
+__all__ = [
+    "Checksums",
+    "LedgerSettings",
+    "Limits",
+    "RedisUrl",
+    "Setting",
+    "Settings",
+    "StoreSettings",
+    "config_places",
+    "described",
+    "environment_variable",
+]
 
 ENV_PREFIX: Final = "OVERPAINT_"
 CONFIG_VARIABLE: Final = "OVERPAINT_CONFIG"
 SECRETS: Final = frozenset({"redis_url", "s3_secret_key"})
 """Settings whose values are never shown whole."""
 
-Checksums = Literal["when_required", "when_supported"]
-
-
-class RedisUrl(str):
-    """A Redis URL; its `repr` and `shown` hide the password, `str()` does not (clients need it)."""
-
-    __slots__ = ()
-
-    @property
-    def shown(self) -> str:
-        """The URL for people and logs: the password is replaced by `***`."""
-        return re.sub(r"(://[^/@:]*):.*@", r"\1:***@", self)
-
-    def __repr__(self) -> str:
-        return repr(self.shown)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LedgerSettings:
-    """How the ledger counts time and failures. All `_s` are seconds."""
-
-    lease_s: float = 20.0
-    renew_s: float = 5.0
-    reap_s: float = 3.0
-    reap_grace_s: float = 15.0
-    window: int = 64
-    max_crashes: int = 3
-    max_lost_hosts: int = 6
-    keep_done_s: int = 86_400
-    keep_failed_s: int = 604_800
-    worker_ttl_s: float = 15.0
-    age_s: float = 600.0
-    unable_after_s: float = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoreSettings:
-    """Where pictures are kept. Without keys, boto3's own chain of credentials is asked."""
-
-    endpoint_url: str | None = None
-    bucket: str = "overpaint"
-    access_key: str | None = None
-    secret_key: SecretStr | None = None
-    region: str = "us-east-1"
-    checksums: Checksums = "when_required"
-    read_buckets: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What an operator lets one job ask for."""
-
-    max_input_bytes: int = 64 * 2**20
-    max_pixels: int = 64_000_000
-    max_frames: int = 1
-    max_steps: int = 1000
-    max_output_pixels: int = 2**25
-
-
-def _redis_url(url: str) -> RedisUrl:
-    if not re.fullmatch(r"(rediss?|unix)://\S+", url):
-        raise value_error(
-            "is not a Redis URL", allowed="redis://HOST:PORT/DB, rediss://... or unix:///path/to.sock"
-        )
-    return RedisUrl(url)
-
 
 def _http_url(url: str) -> str:
-    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
+    if not re.fullmatch(r"https?://[^/\s@]+(/[^\s@]*)?", url):
         raise value_error("is not a URL of a server", allowed="http://HOST:PORT or https://HOST")
     return url
 
@@ -126,7 +75,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
     _sources: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
-    redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
+    redis_url: RedisUrl = Field(
         RedisUrl("redis://127.0.0.1:6379/0"), description="Redis, where job records and queues live."
     )
     s3_endpoint_url: Annotated[str, AfterValidator(_http_url)] | None = Field(
@@ -140,7 +89,7 @@ class Settings(BaseModel):
     s3_region: str = Field(StoreSettings.region, min_length=1, description="Region of the bucket.")
     s3_checksums: Checksums = Field(
         StoreSettings.checksums,
-        description="When to send the newer S3 checksums; `when_required` suits servers that are not Amazon's.",
+        description="When to send the newer S3 checksums; `when_required` suits servers other than Amazon's.",
     )
     s3_read_buckets: Annotated[tuple[Bucket, ...], BeforeValidator(_split)] = Field(
         StoreSettings.read_buckets,
@@ -206,6 +155,10 @@ class Settings(BaseModel):
         Limits.max_output_pixels, ge=64, description="Pixels of a job's canvas and of its result."
     )
 
+    @field_serializer("redis_url", when_used="json")
+    def _hide_password(self, url: RedisUrl) -> str:
+        return url.shown
+
     @model_validator(mode="after")
     def _times_fit(self) -> Self:
         if self.renew_s * 2 > self.lease_s:
@@ -242,7 +195,7 @@ class Settings(BaseModel):
             settings = cls.model_validate(values)
         except ValidationError as error:
             raise _explain(error, sources) from None
-        settings._sources = sources
+        settings._sources = sources  # noqa: SLF001 - our own
         return settings
 
     def source(self, name: str) -> str | None:
@@ -255,7 +208,7 @@ class Settings(BaseModel):
 
     def store(self) -> StoreSettings:
         """What the store needs."""
-        names = {field.name: field.name for field in fields(StoreSettings)}
+        names = [field.name for field in fields(StoreSettings)]
         return StoreSettings(**{name: getattr(self, f"s3_{name}") for name in names})
 
     def limits(self) -> Limits:

@@ -1,4 +1,4 @@
-"""Where a mask comes from and what is done to it: 1 (white) is repainted, 0 is kept, the rest is in between."""
+"""Where a mask comes from and what is done to it: 1 (white) is repainted, 0 is kept, greys are in between."""
 
 from typing import Annotated, Literal, Self
 

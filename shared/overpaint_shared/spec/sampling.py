@@ -99,8 +99,8 @@ class Sampling(Part):
         None,
         ge=0.01,
         le=1,
-        description="How much is painted anew, 0.01 to 1; absent: 0.6 for img2img, 0.8 for latent_noise_mask, "
-        "1 for the others.",
+        description="How much is painted anew, 0.01 to 1; absent: 0.6 for img2img, 0.8 for "
+        "latent_noise_mask, 1 for the others.",
     )
     differential: bool = Field(
         False,

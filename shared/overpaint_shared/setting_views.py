@@ -1,0 +1,82 @@
+"""The frozen values that `Settings` hands to each part of the farm."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import GetCoreSchemaHandler, SecretStr
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_after_validator_function
+
+from overpaint_shared.spec.fields import value_error
+
+Checksums = Literal["when_required", "when_supported"]
+
+
+class RedisUrl(str):
+    """A Redis URL; its `repr` and `shown` hide the password, `str()` does not (clients need it)."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """The URL, if it is one that Redis clients take; else pydantic's error in our words."""
+        if not re.fullmatch(r"(rediss?|unix)://\S+", url):
+            allowed = "redis://HOST:PORT/DB, rediss://... or unix:///path/to.sock"
+            raise value_error("is not a Redis URL", allowed=allowed)
+        return cls(url)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(cls.parse, handler(str))
+
+    @property
+    def shown(self) -> str:
+        """The URL for people and logs: the password is replaced by `***`."""
+        hidden = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", self)
+        return re.sub(r"([?&]password=)[^&]*", r"\1***", hidden)
+
+    def __repr__(self) -> str:
+        return repr(self.shown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerSettings:
+    """How the ledger counts time and failures. All `_s` are seconds."""
+
+    lease_s: float = 20.0
+    renew_s: float = 5.0
+    reap_s: float = 3.0
+    reap_grace_s: float = 15.0
+    window: int = 64
+    max_crashes: int = 3
+    max_lost_hosts: int = 6
+    keep_done_s: int = 86_400
+    keep_failed_s: int = 604_800
+    worker_ttl_s: float = 15.0
+    age_s: float = 600.0
+    unable_after_s: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSettings:
+    """Where pictures are kept. Without keys, boto3's own chain of credentials is asked."""
+
+    endpoint_url: str | None = None
+    bucket: str = "overpaint"
+    access_key: str | None = None
+    secret_key: SecretStr | None = None
+    region: str = "us-east-1"
+    checksums: Checksums = "when_required"
+    read_buckets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What an operator lets one job ask for."""
+
+    max_input_bytes: int = 64 * 2**20
+    max_pixels: int = 64_000_000
+    max_frames: int = 1
+    max_steps: int = 1000
+    max_output_pixels: int = 2**25
