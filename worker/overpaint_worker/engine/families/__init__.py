@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from overpaint_shared.errors import UnsupportedError
-from overpaint_worker.engine.families.conditioning import Conditioning, join
+from overpaint_worker.engine.families.conditioning import Conditioning
 
 if TYPE_CHECKING:
     from overpaint_shared.catalogue import ModelTraits
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from overpaint_worker.engine.space import Space
     from overpaint_worker.registry import ModelEntry
 
-__all__ = ["Conditioning", "Family", "Model", "Residuals", "Work", "family", "finish", "join"]
+__all__ = ["Conditioning", "Family", "Model", "Residuals", "Work", "family", "finish"]
 
 T = TypeVar("T")
 Work = Generator[None, None, T]
@@ -116,8 +116,8 @@ class Model(Protocol):
     ) -> Tensor:
         """One pass: the denoised latents [R, C, h, w], float32, of R rows.
 
-        `x` [R, C, h, w] contiguous; `sigma` [R], each row its own; `conditioning` as `join` returns it for R
-        rows; `extra` [R, extra_channels, h, w]. Guidance is the caller's: a row is one evaluation.
+        `x` [R, C, h, w] contiguous; `sigma` [R], each row its own; `conditioning`: the rows' tensors by name,
+        each with R rows; `extra` [R, extra_channels, h, w]. Guidance is the caller's: a row is one evaluation.
         """
         ...
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from overpaint_shared.errors import UnsupportedError
 from overpaint_worker.engine.families.conditioning import TEXT, Conditioning, ConditioningCache
@@ -20,7 +21,6 @@ from overpaint_worker.engine.families.prompt import Block, Marks, blocks
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers.models.clip.modeling_clip import CLIPTextModel
 
 TOKENIZER_FILE: Final = Path(__file__).parent / "clip-tokenizer" / "tokenizer.json"
 VOCABULARY: Final = 49_408
@@ -48,10 +48,10 @@ def tokenize(text: str) -> list[int]:
 class ClipText:
     """One text encoder on one device. Remembers the prompts used last."""
 
-    def __init__(self, encoder: CLIPTextModel, device: torch.device) -> None:
-        self._encoder = encoder
+    def __init__(self, encoder: Module, device: torch.device) -> None:
+        self._encoder: Any = encoder
         self._device = device
-        self._marks = Marks(START, END, _pad(encoder.config))
+        self._marks = Marks(START, END, _pad(self._encoder.config))
         self._cache = ConditioningCache()
 
     @property

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import reduce
 
-import torch
 from torch import Tensor
 
 TEXT = "text"
@@ -22,7 +19,11 @@ class Conditioning:
     tensors: dict[str, Tensor]
 
     def signature(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Rows of equal signatures can share a pass. The length of the text is no part of it: see `join`."""
+        """Rows of equal signatures can share a pass.
+
+        The length of the text is no part of it: texts of different length meet at their least common multiple
+        by repetition, which changes nothing, as attention is a weighted mean over tokens. Zeros would count.
+        """
         return tuple((name, _fixed_shape(name, tensor)) for name, tensor in sorted(self.tensors.items()))
 
     @property
@@ -39,24 +40,6 @@ class Conditioning:
 def _fixed_shape(name: str, tensor: Tensor) -> tuple[int, ...]:
     shape = tuple(tensor.shape[1:])
     return shape[1:] if name == TEXT else shape
-
-
-def join(rows: Sequence[Conditioning]) -> dict[str, Tensor]:
-    """Stack rows of equal signature: {"text": [R, tokens, D], ...}, contiguous.
-
-    Texts of different length meet at their least common multiple by repetition. Attention is a weighted mean
-    over tokens, so a text that is repeated whole means the same as once; padding with zeros would not.
-    """
-    signature = rows[0].signature()
-    if any(row.signature() != signature for row in rows):
-        raise ValueError("rows of different signatures cannot share a pass")
-    length = reduce(math.lcm, (row.tokens for row in rows))
-    return {name: torch.cat([_repeated(name, row, length) for row in rows]) for name, _ in signature}
-
-
-def _repeated(name: str, row: Conditioning, length: int) -> Tensor:
-    tensor = row.tensors[name]
-    return tensor.repeat(1, length // row.tokens, 1) if name == TEXT else tensor
 
 
 class ConditioningCache:

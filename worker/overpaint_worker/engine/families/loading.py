@@ -11,19 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
+from torch.nn import Module
 
 from overpaint_shared.errors import ModelLoadError
 from overpaint_shared.spec.fields import nearest
 from overpaint_worker.engine.families.weights import Header, locate, part_files, read_header, read_json
 from overpaint_worker.registry import Entry, ModelEntry, Prediction
-
-if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from transformers.models.clip.modeling_clip import CLIPTextModel
 
 CONFIGS: Final = Path(__file__).parent / "configs"
 """Architectures that single files are read as, shipped with the worker."""
@@ -36,6 +32,8 @@ _SINGLE_PREFIXES: Final = {
     "vae": "first_stage_model.",
     "text_encoder": "cond_stage_model.",
 }
+_FOLDER_INPUT: Final = "conv_in.weight"
+_FOLDER_CONTEXT: Final = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 _SINGLE_INPUT: Final = "model.diffusion_model.input_blocks.0.0.weight"
 _SINGLE_CONTEXT: Final = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 _PREDICTIONS: Final[dict[str, Prediction]] = {
@@ -60,6 +58,8 @@ class Checkpoint:
     variants: Mapping[str, str | None]
     """For each part of a folder, the variant of its weight files."""
     in_channels: int
+    context_width: int
+    """Width of the text features that cross-attention reads."""
     prediction: Prediction
     scheduler: Mapping[str, Any]
 
@@ -73,9 +73,12 @@ class Checkpoint:
 class Parts:
     """A checkpoint's networks, in evaluation mode and without gradients."""
 
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
+    unet: Module
+    """`UNet2DConditionModel`"""
+    vae: Module
+    """`AutoencoderKL`"""
+    text_encoder: Module
+    """`CLIPTextModel`"""
 
 
 def survey(entry: ModelEntry) -> Checkpoint:
@@ -92,6 +95,7 @@ def _survey_folder(entry: ModelEntry, root: Path) -> Checkpoint:
         raise _error(entry, "this is no Stable Diffusion 1.x or 2.x model", "name its own family", "family")
     found = {part: part_files(root, part, stem, entry) for part, stem in PARTS.items()}
     headers = {path: read_header(path, entry) for files in found.values() for path in files.files}
+    unet = [headers[path] for path in found["unet"].files]
     scheduler = read_json(root / "scheduler" / "scheduler_config.json", entry)
     return Checkpoint(
         entry=entry,
@@ -99,17 +103,19 @@ def _survey_folder(entry: ModelEntry, root: Path) -> Checkpoint:
         config=root,
         files={path.relative_to(root).as_posix(): path for path in headers},
         variants={part: files.variant for part, files in found.items()},
-        in_channels=_in_channels(entry, [headers[path] for path in found["unet"].files]),
+        in_channels=_width(entry, unet, _FOLDER_INPUT),
+        context_width=_width(entry, unet, _FOLDER_CONTEXT),
         prediction=_prediction(entry, scheduler),
         scheduler=scheduler,
     )
 
 
-def _in_channels(entry: ModelEntry, headers: Iterable[Header]) -> int:
+def _width(entry: ModelEntry, headers: Iterable[Header], name: str) -> int:
+    """What a layer takes in: the second number of its weight's shape."""
     for header in headers:
-        if "conv_in.weight" in header.tensors:
-            return header.tensors["conv_in.weight"].shape[1]
-    raise _error(entry, "its UNet has no conv_in.weight", "fetch the model again")
+        if name in header.tensors and len(header.tensors[name].shape) > 1:
+            return header.tensors[name].shape[1]
+    raise _error(entry, f"its UNet has no {name}", "name its own family, or fetch the model again")
 
 
 def _survey_file(entry: ModelEntry, path: Path) -> Checkpoint:
@@ -127,7 +133,8 @@ def _survey_file(entry: ModelEntry, path: Path) -> Checkpoint:
         config=config,
         files={path.name: path},
         variants={},
-        in_channels=header.tensors[_SINGLE_INPUT].shape[1],
+        in_channels=_width(entry, [header], _SINGLE_INPUT),
+        context_width=_width(entry, [header], _SINGLE_CONTEXT),
         prediction=_prediction(entry, scheduler, header.metadata),
         scheduler=scheduler,
     )
@@ -152,8 +159,7 @@ def config_folder(entry: ModelEntry, header: Header) -> Path:
 
 def _guessed(entry: ModelEntry, header: Header) -> str:
     """By the width of the text that cross-attention reads. SD 2's two predictions have the same shapes."""
-    context = header.tensors.get(_SINGLE_CONTEXT)
-    width = context.shape[1] if context else None
+    width = _width(entry, [header], _SINGLE_CONTEXT)
     if width == 768:
         return "sd15"
     if width == 1024 and (entry.prediction or _told(header.metadata)):
@@ -197,7 +203,7 @@ def read_parts(found: Checkpoint, dtype: torch.dtype) -> Parts:
         message = f"the weights do not fit their configuration: {cause}"
         raise _error(found.entry, message, "check `config`, or fetch the model again") from cause
     for name in PARTS:
-        network = getattr(parts, name)
+        network: Module = getattr(parts, name)
         missing = [key for key, tensor in network.named_parameters() if tensor.is_meta]
         _refuse(found.entry, name, missing)
         network.requires_grad_(requires_grad=False).eval()
@@ -248,7 +254,7 @@ def _from_file(found: Checkpoint, dtype: torch.dtype) -> Parts:
     return Parts(
         unet=load(UNet2DConditionModel, "unet", in_channels=found.in_channels),
         vae=load(AutoencoderKL, "vae"),
-        text_encoder=create_diffusers_clip_model_from_ldm(
+        text_encoder=create_diffusers_clip_model_from_ldm(  # type: ignore[no-untyped-call]
             CLIPTextModel, dict(tensors), subfolder="text_encoder", config=config,
             torch_dtype=torch.float32, local_files_only=True,
         ),
@@ -257,7 +263,10 @@ def _from_file(found: Checkpoint, dtype: torch.dtype) -> Parts:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The loaders report weights that they have no use for (an old file's position ids); that is no news."""
+    """Without the loaders' progress bars, and without their reports of weights that they have no use for."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

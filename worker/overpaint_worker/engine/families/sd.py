@@ -1,9 +1,9 @@
-"""The family `sd`: Stable Diffusion 1.x and 2.x, epsilon and v prediction, and 9-channel inpainting models."""
+"""The family `sd`: Stable Diffusion 1.x and 2.x, epsilon and v prediction, and their inpainting models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from torch import Tensor
@@ -32,19 +32,21 @@ class SdModel:
         self.name = name
         self.space = space
         self.scale_factor = SCALE_FACTOR
-        self._unet = parts.unet
-        self._vae = Vae(parts.vae, parts.unet.device, tiling)
-        self._text = ClipText(parts.text_encoder, parts.unet.device)
+        self._unet: Any = parts.unet
+        self._vae = Vae(parts.vae, self.device, tiling)
+        self._text = ClipText(parts.text_encoder, self.device)
 
     @property
     def device(self) -> torch.device:
         """Where the weights live."""
-        return self._unet.device
+        device: torch.device = self._unet.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the UNet computes in."""
-        return self._unet.dtype
+        dtype: torch.dtype = self._unet.dtype
+        return dtype
 
     @property
     def latent_channels(self) -> int:
@@ -130,6 +132,7 @@ class SdFamily:
             sha256=self._checked_digest(found),
             channels=found.in_channels,
             prediction=found.prediction,
+            context_width=found.context_width,
             defaults=entry.defaults,
         )
 
@@ -201,7 +204,7 @@ def space_of(found: Checkpoint) -> DiscreteSpace:
 
 
 def _check_vocabulary(entry: ModelEntry, parts: Parts) -> None:
-    size = int(parts.text_encoder.config.vocab_size)
+    size = int(cast("Any", parts.text_encoder).config.vocab_size)
     if size < VOCABULARY:
         raise ModelLoadError(
             f"{entry.name}: its text encoder knows {size} tokens, and the tokenizer {VOCABULARY}",

@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
     from overpaint_worker.engine.families import Work
 
 log: Final = structlog.get_logger(__name__)
@@ -84,11 +84,11 @@ def spans(length: int, tile: int, overlap: int) -> list[Span]:
 class Vae:
     """One VAE on one device. Float32 in and out, whatever it computes in."""
 
-    def __init__(self, vae: AutoencoderKL, device: torch.device, tiling: Tiling | None = None) -> None:
-        self._vae = vae
+    def __init__(self, vae: Module, device: torch.device, tiling: Tiling | None = None) -> None:
+        self._vae: Any = vae
         self._device = device
         self._tiling = tiling or Tiling()
-        self._scaling = float(vae.config.scaling_factor)
+        self._scaling = float(self._vae.config.scaling_factor)
 
     @property
     def latent_channels(self) -> int:
@@ -113,7 +113,7 @@ class Vae:
         return ((y + 1) / 2).clamp(0, 1)
 
     def _run(self, layers: Callable[[], Sequence[Layer]], x: Tensor, fine: int, out: int) -> Work[Tensor]:
-        """`x` has `fine` values per latent cell, the result `out`. Half precision is left when it overflows."""
+        """`x` has `fine` values per latent cell, the result `out`. Half precision is left if it overflows."""
         y = yield from self._tiled(layers(), x, fine, out)
         if self._vae.dtype == torch.float16 and not bool(torch.isfinite(y).all()):
             log.warning(
@@ -170,8 +170,13 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
+def _timeless(resnet: Any, x: Tensor) -> Tensor:
+    result: Tensor = resnet(x, None)
+    return result
+
+
 def _parts(block: Any, samplers: str) -> Iterator[Layer]:
     """A block's layers in order: its residual layers (which get no time), then what changes the size."""
     for resnet in block.resnets:
-        yield lambda x, resnet=resnet: resnet(x, None)
+        yield partial(_timeless, resnet)
     yield from getattr(block, samplers) or ()
