@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterator
 from types import TracebackType
 from typing import Any, Final, Self
 
-import redis
 from redis.client import PubSub
 
 from overpaint_shared.ledger.faults import typed_errors
+from overpaint_shared.ledger.listing import Client
 from overpaint_shared.ledger.records import Event
 from overpaint_shared.ledger.states import JobState
 
@@ -26,7 +26,7 @@ class Events:
     Pub/Sub drops what it cannot deliver: read the records after entering, and again whenever it matters.
     """
 
-    def __init__(self, client: redis.Redis, where: str, owner: str, ids: Collection[str] | None) -> None:
+    def __init__(self, client: Client, where: str, owner: str, ids: Collection[str] | None) -> None:
         self._where = where
         self._channel = channel(owner)
         self._ids = None if ids is None else frozenset(ids)

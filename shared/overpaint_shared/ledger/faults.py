@@ -7,19 +7,18 @@ from contextlib import contextmanager
 import redis
 from redis.exceptions import (
     AuthenticationError,
-    ConnectionError as RedisConnectionError,
     ResponseError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
 from overpaint_shared.errors import LedgerFull, LedgerUnreachable, OverpaintError
 
 _CLUSTER = re.compile(r"\b(MOVED|CROSSSLOT|CLUSTERDOWN|ASK)\b|non local key|cluster mode", re.IGNORECASE)
-
-
-def masked(url: str) -> str:
-    """`url` for people and logs: the password is replaced by `***`."""
-    return re.sub(r"(://[^/@:]*):.*@", r"\1:***@", url)
 
 
 def address(client: redis.Redis) -> str:
@@ -42,13 +41,18 @@ def typed(error: Exception, where: str) -> OverpaintError | None:
             fix="put user and password into the URL: redis://user:password@host:port/0",
         )
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
-        return LedgerUnreachable(
-            f"Redis at {where} does not answer: {text}",
-            field="redis_url",
-            value=where,
-            fix="start Redis there, or set OVERPAINT_REDIS_URL to where it runs",
-        )
+        return unreachable(text, where)
     return _refused(text, where) if isinstance(error, ResponseError) else None
+
+
+def unreachable(why: str, where: str) -> LedgerUnreachable:
+    """Redis at `where` does not answer."""
+    return LedgerUnreachable(
+        f"Redis at {where} does not answer: {why}",
+        field="redis_url",
+        value=where,
+        fix="start Redis there, or set OVERPAINT_REDIS_URL to where it runs",
+    )
 
 
 def _refused(text: str, where: str) -> OverpaintError | None:

@@ -1,8 +1,8 @@
 """The ledger: the truth about every job, in Redis.
 
-A Celery message only wakes a worker; whether a job may be rendered, by whom, and whether its result counts, is
-decided here, by Lua scripts that each make one change whole and publish it. Every call may be repeated: a call whose
-reply was lost is asked again and gives the same answer.
+A Celery message only wakes a worker; whether a job may be rendered, by whom, and whether its result counts,
+is decided here, by Lua scripts that each make one change whole and publish it. Every call may be repeated:
+a call whose reply was lost is asked again and gives the same answer.
 
 One Redis primary. Redis Cluster is not supported, and a failover may lose the last acknowledged writes.
 """
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError, TimeoutError as RedisTimeoutError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from overpaint_shared.errors import OverpaintError, UnknownJob
@@ -41,7 +42,7 @@ from overpaint_shared.ledger.records import (
 )
 from overpaint_shared.ledger.scripts import Scripts
 from overpaint_shared.ledger.states import JobState
-from overpaint_shared.settings import LedgerSettings
+from overpaint_shared.setting_views import LedgerSettings
 
 if TYPE_CHECKING:
     from overpaint_shared.catalogue import Catalogue
@@ -53,8 +54,8 @@ _RETRIES: Final = 4
 class Ledger:
     """One face for producers, workers and the reaper. Safe to share between threads.
 
-    Every method raises `LedgerUnreachable` when Redis does not answer (after short retries) and `LedgerFull` when it
-    has no memory left. Calls that end or renew a job still work in a full Redis.
+    Every method raises `LedgerUnreachable` when Redis does not answer (after short retries) and `LedgerFull`
+    when it has no memory left. Calls that end or renew a job still work in a full Redis.
     """
 
     def __init__(self, client: redis.Redis, settings: LedgerSettings) -> None:
@@ -95,13 +96,14 @@ class Ledger:
             self._client.ping()
             listing.refuse_cluster(self._client)
 
-    # Producers ---------------------------------------------------------------------------------------------------
+    # Producers ------------------------------------------------------------
 
     def submit(self, items: Iterable[Submission]) -> list[Submitted]:
         """Queue jobs; answers in the order of `items`. Publish the wake-ups of all of them.
 
-        A token that stands for the same spec gives the job that is there. Those that stand for another spec raise
-        one `SubmitConflict` (a `TokenConflict`) after everything else was submitted; its `submitted` holds the other answers.
+        A token that stands for the same spec gives the job that is there. Those that stand for another spec
+        raise one `SubmitConflict` (a `TokenConflict`) after everything else was submitted; its `submitted`
+        holds the other answers.
         """
         done: list[Submitted] = []
         conflicts: list[Submission] = []
@@ -121,10 +123,10 @@ class Ledger:
         return wire.submission(item, self._settings.window)
 
     def cancel(self, job_id: str) -> Released:
-        """Stop a job: a queued one is `cancelled` at once, a running one `cancelling` until its worker confirms.
+        """Stop a job: a queued one is `cancelled` at once, a running one `cancelling` until confirmed.
 
-        A job that has ended stays as it is. A job whose result is committed before its worker sees the cancel ends
-        `done`. `state` is None where there is no record.
+        A job that has ended stays as it is. A job whose result is committed before its worker sees the cancel
+        ends `done`. `state` is None where there is no record.
         """
         return self._released(
             self._run("cancel", job_id, self._settings.window, self._settings.keep_failed_s)
@@ -146,7 +148,7 @@ class Ledger:
             )
         return wire.wakeups(due)
 
-    # Workers -----------------------------------------------------------------------------------------------------
+    # Workers ------------------------------------------------------------
 
     def claim(
         self,
@@ -157,8 +159,8 @@ class Ledger:
     ) -> Claim:
         """Take a job for `worker_id`, which can render `features` and `models` (None: anything).
 
-        A job that lacks a feature here is left for others, and this worker is noted as unable. A live lease is busy
-        for everyone, its own worker included.
+        A job that needs a feature which is not here is left for others, and this worker noted as unable. A
+        live lease is busy for everyone, its own worker included.
         """
         reply = self._run(
             "claim",
@@ -192,15 +194,7 @@ class Ledger:
         """
         state, keep_s, result, error = self._outcome(outcome)
         accepted, now, due = self._run(
-            "finish",
-            job_id,
-            token,
-            state,
-            keep_s,
-            self._settings.window,
-            result,
-            error,
-            self._settings.keep_failed_s,
+            "finish", job_id, token, state, keep_s, self._settings.window, result, error
         )
         return Finished(bool(int(accepted)), JobState(now) if now else None, wire.wakeups(due))
 
@@ -216,8 +210,8 @@ class Ledger:
     def release(self, job_id: str, token: int, reason: ReleaseReason, detail: str = "") -> Released:
         """Give a job back. `detail` says what happened, for people ("engine killed by signal 11").
 
-        A stale token changes nothing. A cancelling job becomes `cancelled`; a crash beyond `max_crashes` makes the
-        job `dead`.
+        A stale token changes nothing. A cancelling job becomes `cancelled`; a crash beyond `max_crashes`
+        makes the job `dead`.
         """
         settings = self._settings
         return self._released(
@@ -240,13 +234,13 @@ class Ledger:
     def reap(self) -> Reaped:
         """Mend what died: expired leases, lost messages, jobs nobody can render, expired records.
 
-        Does nothing for one lease after Redis was away, so that owners renew first. Bounded work per call; call it
-        every `reap_s` from every worker.
+        Does nothing for one lease after Redis was away, so that owners renew first. Bounded work per call;
+        call it every `reap_s` from every worker.
         """
         with typed_errors(self._where):
             return self._reaper.reap(time.monotonic())
 
-    # Queries -----------------------------------------------------------------------------------------------------
+    # Queries ------------------------------------------------------------
 
     def job(self, job_id: str) -> JobRecord | None:
         """One record with its spec."""
@@ -257,6 +251,7 @@ class Ledger:
         self,
         owner: str | None = None,
         state: JobState | Collection[JobState] | None = None,
+        *,
         group: str | None = None,
         model: str | None = None,
         limit: int = 100,
@@ -283,10 +278,10 @@ class Ledger:
             return listing.oldest_waiting(self._client, model)
 
     def events(self, owner: str, ids: Collection[str] | None = None) -> Events:
-        """The live events of an owner's jobs, or of some of them: `with ledger.events("me") as events: ...`."""
+        """The live events of an owner's jobs, or of some: `with ledger.events("me") as events: ...`."""
         return Events(self._client, self._where, owner, ids)
 
-    # Worker records ----------------------------------------------------------------------------------------------
+    # Worker records ------------------------------------------------------------
 
     def announce(self, worker: WorkerRecord, ttl: float | None = None) -> None:
         """Make a worker known for `ttl` seconds (default: `worker_ttl_s`)."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from heapq import merge
 from typing import Any, Final
 
-import redis
 from redis.exceptions import ResponseError
 
 from overpaint_shared.ledger.records import JobRecord, WorkerRecord
@@ -14,6 +13,7 @@ from overpaint_shared.ledger.states import JobState
 
 _CHUNK: Final = 200
 Fields = Mapping[str, str]
+Client = Any  # redis-py types each reply for all modes of a client at once; ours decodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def states(state: JobState | Collection[JobState] | None) -> frozenset[JobState]
     return frozenset({state}) if isinstance(state, JobState) else frozenset(state)
 
 
-def job(client: redis.Redis, job_id: str) -> JobRecord | None:
+def job(client: Client, job_id: str) -> JobRecord | None:
     """One record with its spec."""
     with client.pipeline(transaction=True) as pipe:
         pipe.hgetall(f"op:job:{job_id}")
@@ -61,7 +61,7 @@ def job(client: redis.Redis, job_id: str) -> JobRecord | None:
     return record(job_id, fields, spec) if fields else None
 
 
-def jobs(client: redis.Redis, wanted: Filter, limit: int) -> list[JobRecord]:
+def jobs(client: Client, wanted: Filter, limit: int) -> list[JobRecord]:
     """At most `limit` wanted records, newest first."""
     found: list[JobRecord] = []
     seen: set[str] = set()  # a job that changes state while we read may be met twice
@@ -74,13 +74,13 @@ def jobs(client: redis.Redis, wanted: Filter, limit: int) -> list[JobRecord]:
     return found[:limit]
 
 
-def _newest(client: redis.Redis, indexes: list[str]) -> Iterator[str]:
+def _newest(client: Client, indexes: list[str]) -> Iterator[str]:
     """The ids of several indexes, newest first."""
     streams = (_descending(client, index) for index in indexes)
     return (job_id for _, job_id in merge(*streams, key=lambda row: row[0], reverse=True))
 
 
-def _descending(client: redis.Redis, index: str) -> Iterator[tuple[float, str]]:
+def _descending(client: Client, index: str) -> Iterator[tuple[float, str]]:
     """One index from its newest entry on, read in chunks by rank."""
     start = 0
     while rows := client.zrevrange(index, start, start + _CHUNK - 1, withscores=True):
@@ -100,7 +100,7 @@ def _chunked(ids: Iterator[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _records(client: redis.Redis, ids: list[str]) -> list[JobRecord]:
+def _records(client: Client, ids: list[str]) -> list[JobRecord]:
     with client.pipeline(transaction=False) as pipe:
         for job_id in ids:
             pipe.hgetall(f"op:job:{job_id}")
@@ -156,7 +156,7 @@ def _json(text: str | None) -> dict[str, Any] | None:
     return json.loads(text) if text else None
 
 
-def counts(client: redis.Redis) -> dict[JobState, int]:
+def counts(client: Client) -> dict[JobState, int]:
     """How many records are in each state."""
     with client.pipeline(transaction=True) as pipe:
         for state in JobState:
@@ -164,13 +164,13 @@ def counts(client: redis.Redis) -> dict[JobState, int]:
         return dict(zip(JobState, pipe.execute(), strict=True))
 
 
-def depth(client: redis.Redis, model: str | None) -> int:
+def depth(client: Client, model: str | None) -> int:
     """How many jobs are queued."""
     index = f"op:state:{JobState.QUEUED}" if model is None else f"op:queued:{model}"
     return int(client.zcard(index))
 
 
-def oldest_waiting(client: redis.Redis, model: str) -> float | None:
+def oldest_waiting(client: Client, model: str) -> float | None:
     """Seconds that the oldest queued job of `model` has waited."""
     with client.pipeline(transaction=False) as pipe:
         pipe.zrange(f"op:queued:{model}", 0, 0, withscores=True)
@@ -178,10 +178,11 @@ def oldest_waiting(client: redis.Redis, model: str) -> float | None:
         oldest, (seconds, microseconds) = pipe.execute()
     if not oldest:
         return None
-    return max(0.0, seconds + microseconds / 1e6 - float(oldest[0][1]))
+    now = float(seconds + microseconds / 1e6)
+    return max(0.0, now - float(oldest[0][1]))
 
 
-def workers(client: redis.Redis) -> list[WorkerRecord]:
+def workers(client: Client) -> list[WorkerRecord]:
     """The live workers, by name. Names of dead ones are dropped from the index."""
     ids = sorted(client.smembers("op:workers"))
     with client.pipeline(transaction=False) as pipe:
@@ -195,7 +196,7 @@ def workers(client: redis.Redis) -> list[WorkerRecord]:
     return sorted(live, key=lambda worker: (worker.name, worker.id))
 
 
-def retire(client: redis.Redis, worker_id: str) -> None:
+def retire(client: Client, worker_id: str) -> None:
     """Forget a worker."""
     with client.pipeline(transaction=True) as pipe:
         pipe.delete(f"op:worker:{worker_id}")
@@ -203,7 +204,7 @@ def retire(client: redis.Redis, worker_id: str) -> None:
         pipe.execute()
 
 
-def refuse_cluster(client: redis.Redis) -> None:
+def refuse_cluster(client: Client) -> None:
     """Raise Redis' own kind of error on a Redis Cluster."""
     if client.info("server").get("redis_mode") == "cluster":
         raise ResponseError("cluster mode is on")

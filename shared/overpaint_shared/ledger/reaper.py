@@ -10,7 +10,7 @@ from overpaint_shared.errors import UnsupportedError
 from overpaint_shared.ledger import listing, wire
 from overpaint_shared.ledger.records import Reaped, Wakeup, WorkerRecord
 from overpaint_shared.ledger.scripts import Scripts
-from overpaint_shared.settings import LedgerSettings
+from overpaint_shared.setting_views import LedgerSettings
 
 _LANES: Final = 64  # lanes visited in one call, least recently visited first
 _JOBS: Final = 256  # jobs changed in one step of one call
@@ -31,7 +31,7 @@ class _Suspect:
 class Reaper:
     """The reaper of one process; it remembers when Redis was away."""
 
-    def __init__(self, client: redis.Redis, scripts: Scripts, settings: LedgerSettings) -> None:
+    def __init__(self, client: listing.Client, scripts: Scripts, settings: LedgerSettings) -> None:
         self._client = client
         self._scripts = scripts
         self._settings = settings
@@ -105,7 +105,12 @@ class Reaper:
         # Times in which no reaper looked do not count: an idle farm's workers come back one by one.
         gap_s = max(self._settings.lease_s, 2 * self._settings.reap_s)
         overdue = self._scripts.run(
-            "unserved", gap_s, self._settings.unable_after_s, *sorted(waiting - served)
+            "unserved",
+            gap_s,
+            self._settings.unable_after_s,
+            len(waiting - served),
+            *sorted(waiting - served),
+            *sorted(served),
         )
         return [
             (ids, _no_worker(model, served))

@@ -73,7 +73,7 @@ class Wakeup:
     """The Celery priority of the job's class now: 0, 3, 6 or 9; 0 is first."""
     title: str
     stamp: float = 0.0
-    """When the ledger asked for this message; goes out in its header, so that the reaper can tell what was lost."""
+    """When the ledger asked for this message; travels in its header, so the reaper sees what was lost."""
     front: bool = False
     """Goes to the front of its list: the job had its turn already, or its message was lost."""
 
@@ -217,7 +217,7 @@ class JobRecord:
     submit_token: str | None
     created: float
     since: float
-    """When it was queued last."""
+    """When it was queued last, or moved up a class."""
     started: float | None
     ended: float | None
     attempt: int
@@ -226,6 +226,7 @@ class JobRecord:
     token: int
     """The fencing token of the newest attempt, 0 before the first. Only its keys may be shown."""
     worker: str | None
+    """Of the newest attempt."""
     worker_name: str | None
     lease: float | None
     stage: str | None

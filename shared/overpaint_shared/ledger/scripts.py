@@ -53,6 +53,7 @@ def _constants() -> str:
     return (
         f"local MOVES = {{{moves}}}\n"
         f"local TERMINAL = {{{terminal}}}\n"
+        f"local PRIORITY_CLASSES = {{{', '.join(map(str, PRIORITY_CLASSES))}}}\n"
         f"local QUEUE_PREFIX = {_lua_string(QUEUE_PREFIX)}\n"
         f"local PRIORITY_SEPARATOR = {_lua_string(PRIORITY_SEPARATOR)}\n"
     )

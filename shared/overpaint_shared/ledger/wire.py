@@ -46,7 +46,6 @@ def submission(item: Submission, window: int) -> list[object]:
         item.spec_json,
         item.model,
         item.priority,
-        priority_class(item.priority),
         item.title,
         ",".join(sorted(item.features)),
         item.group,

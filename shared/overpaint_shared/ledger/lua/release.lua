@@ -1,0 +1,30 @@
+-- Takes a job back from the worker that holds `token`: -> {state now, wake-ups}
+local id, token, reason, detail, window, max_crashes, keep_s = unpack(ARGV)
+work_when_full()
+local at, out = clock(), {}
+local job = load(id)
+if not job then return {'', out} end
+if job.token ~= token then return {job.state, out} end
+if job.state == 'queued' then  -- the same call again, or the reaper was first
+  if redis.call('ZSCORE', 'op:sent:' .. lane_of(job), id) then wake(job, at, '1', out) end
+  return {job.state, out}
+end
+if not LEASED[job.state] then return {job.state, out} end
+
+if detail ~= '' then set(job, 'fault', detail) end
+if job.state == 'cancelling' then
+  move(job, 'cancelled', at, keep_s)
+elseif reason == 'crashed' then
+  local crashes = redis.call('HINCRBY', 'op:job:' .. id, 'crashes', 1)
+  if crashes > tonumber(max_crashes) then
+    die(job, at, keep_s, 'engine_died', 'the engine of a worker died or hung ' .. crashes .. ' times with this job, last on '
+      .. job.worker_name .. (detail ~= '' and ': ' .. detail or ''))
+  else
+    come_back(job, at, out)
+  end
+else
+  if reason == 'unable' then exclude(job, job.worker, at) end
+  come_back(job, at, out)
+end
+top_up(lane_of(job), window, at, out)
+return {job.state, out}

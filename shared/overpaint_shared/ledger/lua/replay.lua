@@ -1,0 +1,14 @@
+-- Queues a failed or dead job again, as if it were new: -> {state now, moved, wake-ups}
+local id, window = unpack(ARGV)
+local at, out = clock(), {}
+local job = load(id)
+if not job then return {'', 0, out} end
+if not (TERMINAL[job.state] and MOVES[job.state].queued) then return {job.state, 0, out} end
+
+job.attempt, job.class = nil, class_of(job.priority)
+unset(job, 'attempt', 'crashes', 'lost', 'excluded', 'unable_since', 'fault', 'worker', 'worker_name', 'started')
+set(job, 'class', job.class)
+move(job, 'queued', at)
+wait(job, at)
+top_up(lane_of(job), window, at, out)
+return {job.state, 1, out}

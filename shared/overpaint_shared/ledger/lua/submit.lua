@@ -1,0 +1,34 @@
+-- Makes the record of a job and queues it, once: -> {created | there | conflict, id, wake-ups}
+local id, owner, window, token, digest, spec, model, priority, title, features, group, labels = unpack(ARGV)
+local at, out = clock(), {}
+
+local known = token ~= '' and redis.call('HGET', 'op:tokens:' .. owner, token)
+local job = load(known or id)
+if job then
+  if job.digest ~= digest or job.owner ~= owner then return {'conflict', job.id, out} end
+  -- The first call may have died before it published.
+  if redis.call('ZSCORE', 'op:sent:' .. lane_of(job), job.id) then wake(job, at, '0', out) end
+  return {'there', job.id, out}
+end
+
+job = {id = id, owner = owner, model = model, class = class_of(priority), title = title, state = 'queued'}
+job.created = seconds(at)
+redis.call('SET', 'op:spec:' .. id, spec)
+set(job, 'state', job.state, 'owner', owner, 'model', model, 'priority', priority, 'class', job.class,
+  'created', job.created, 'since', job.created, 'digest', digest, 'title', title, 'features', features)
+if token ~= '' then
+  set(job, 'submit_token', token)
+  redis.call('HSET', 'op:tokens:' .. owner, token, id)
+end
+if group ~= '' then
+  set(job, 'group', group)
+  redis.call('ZADD', 'op:group:' .. owner .. ':' .. group, at, id)
+end
+if labels ~= '' then set(job, 'labels', labels) end
+redis.call('ZADD', 'op:owner:' .. owner, at, id)
+redis.call('ZADD', 'op:state:queued', at, id)
+redis.call('ZADD', 'op:queued:' .. model, at, id)
+tell(job, at)
+wait(job, at)
+top_up(lane_of(job), window, at, out)
+return {'created', id, out}
