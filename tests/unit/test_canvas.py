@@ -145,7 +145,7 @@ def bicubic_by_hand(plane: np.ndarray, width: int, height: int) -> np.ndarray:
     ],
 )
 @pytest.mark.parametrize("size", [(7, 5), (40, 9), (13, 31), (50, 61), (1, 1), (23, 17)])
-def test_filters_agree_with_their_definitions(how: resample.Filter, by_hand, size: tuple[int, int]) -> None:  # noqa: ANN001
+def test_filters_agree_with_their_definitions(how: resample.Filter, by_hand, size: tuple[int, int]) -> None:
     source = noise(23, 17)
     made = resample.resize(source, *size, how)
     expected = np.stack([by_hand(source[..., c].double().numpy(), *size) for c in range(3)], axis=-1)
@@ -168,7 +168,9 @@ def lanczos_by_hand(lines: np.ndarray, size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(11, 8), (40, 39), (23, 17)])
-def test_lanczos_agrees_with_its_definition_within_a_level_and_exactly_to_float_at_16_bits(size: tuple[int, int]) -> None:
+def test_lanczos_agrees_with_its_definition_within_a_level_and_exactly_to_float_at_16_bits(
+    size: tuple[int, int],
+) -> None:
     source = (noise(23, 17) * 255).floor() / 255
 
     def by_hand(between: float) -> np.ndarray:
@@ -180,7 +182,9 @@ def test_lanczos_agrees_with_its_definition_within_a_level_and_exactly_to_float_
     coarse = resample.resize(source, *size, "lanczos").numpy()
     assert np.abs(coarse - by_hand(0)).max() < 1.6 / 255
     assert np.array_equal(np.rint(coarse * 255) / np.float32(255), coarse)
-    np.testing.assert_allclose(resample.resize(source, *size, "lanczos", depth=16).numpy(), by_hand(9), atol=2e-5)
+    np.testing.assert_allclose(
+        resample.resize(source, *size, "lanczos", depth=16).numpy(), by_hand(9), atol=2e-5
+    )
 
 
 def test_lanczos_cuts_levels_off_as_the_reference_does() -> None:
@@ -213,11 +217,15 @@ def size_after(source: tuple[int, int], *ops: PrepareOp, compat: bool = False) -
         ((2, 4), 0, 7, (4, 7)),
     ],
 )
-def test_a_side_of_0_keeps_the_aspect(source: tuple[int, int], width: int, height: int, expected: tuple[int, int]) -> None:
+def test_a_side_of_0_keeps_the_aspect(
+    source: tuple[int, int], width: int, height: int, expected: tuple[int, int]
+) -> None:
     assert size_after(source, Scale(width=width, height=height)) == expected
 
 
-@pytest.mark.parametrize(("factor", "expected"), [(0.5, (2, 4)), (1.5, (8, 10)), (2.03, (10, 14)), (1.0, (5, 7))])
+@pytest.mark.parametrize(
+    ("factor", "expected"), [(0.5, (2, 4)), (1.5, (8, 10)), (2.03, (10, 14)), (1.0, (5, 7))]
+)
 def test_scale_by_rounds_halves_to_even(factor: float, expected: tuple[int, int]) -> None:
     assert size_after((5, 7), ScaleBy(factor=factor)) == expected
 
@@ -251,7 +259,14 @@ def test_a_crop_is_the_plain_slice() -> None:
     assert made.size == (10, 7)
 
 
-@pytest.mark.parametrize("crop", [Crop(x=25, y=0, width=10, height=4), Crop(x=0, y=18, width=2, height=4), Crop(x=99, y=0, width=1, height=1)])
+@pytest.mark.parametrize(
+    "crop",
+    [
+        Crop(x=25, y=0, width=10, height=4),
+        Crop(x=0, y=18, width=2, height=4),
+        Crop(x=99, y=0, width=1, height=1),
+    ],
+)
 def test_a_crop_over_the_border_is_refused_by_place_and_sizes(crop: Crop) -> None:
     with pytest.raises(InputError, match="30 x 20") as caught:
         size_after((30, 20), ScaleBy(factor=1.0), crop)
@@ -271,7 +286,9 @@ def test_a_crop_over_the_border_is_cut_under_compat() -> None:
     size=st.tuples(st.integers(1, 26), st.integers(1, 26)),
 )
 @settings(deadline=None, max_examples=60)
-def test_a_pads_mask_is_what_the_page_says(sides: tuple[int, int, int, int], feathering: int, size: tuple[int, int]) -> None:
+def test_a_pads_mask_is_what_the_page_says(
+    sides: tuple[int, int, int, int], feathering: int, size: tuple[int, int]
+) -> None:
     left, top, right, bottom = sides
     width, height = size
     op = Pad(left=left, top=top, right=right, bottom=bottom, feathering=feathering)
@@ -284,7 +301,9 @@ def test_a_pads_mask_is_what_the_page_says(sides: tuple[int, int, int, int], fea
             inside = 0 <= i < height and 0 <= j < width
             near = [d for side, d in ((top, i), (bottom, height - i), (left, j), (right, width - j)) if side]
             nearest = min(near, default=feathering)
-            soft = 0 < feathering and 2 * feathering < height and 2 * feathering < width and nearest < feathering
+            soft = (
+                feathering > 0 and 2 * feathering < height and 2 * feathering < width and nearest < feathering
+            )
             expected = (((feathering - nearest) / feathering) ** 2 if soft else 0.0) if inside else 1.0
             assert isclose(made.pad_mask[y, x].item(), expected, rel_tol=1e-6)
             assert inside or made.rgb[y, x].tolist() == [0.5] * 3
@@ -296,7 +315,9 @@ def test_a_picture_too_large_is_refused_before_it_is_made() -> None:
     assert caught.value.field == "prepare[0]"
 
 
-@pytest.mark.parametrize("op", [Scale(width=16384, height=0), Pad(left=16384, top=16384), Scale(width=16384, height=16384)])
+@pytest.mark.parametrize(
+    "op", [Scale(width=16384, height=0), Pad(left=16384, top=16384), Scale(width=16384, height=16384)]
+)
 def test_no_single_step_may_exceed_the_limit_even_if_the_last_is_small(op: PrepareOp) -> None:
     with pytest.raises(InputError):
         size_after((64, 64), op, Scale(width=8, height=8))
@@ -309,7 +330,11 @@ def test_scaling_to_nothing_is_refused() -> None:
 
 
 def test_a_mask_goes_through_the_same_steps() -> None:
-    ops = [Crop(x=2, y=3, width=20, height=10), Scale(width=41, height=21, filter="lanczos"), Pad(left=8, bottom=5)]
+    ops = [
+        Crop(x=2, y=3, width=20, height=10),
+        Scale(width=41, height=21, filter="lanczos"),
+        Pad(left=8, bottom=5),
+    ]
     made = canvas.prepare(picture(noise(30, 20)), ops, LIMITS)
     mask = noise(30, 20, seed=1)[..., 0]
     expected = np.zeros((26, 49))
@@ -360,7 +385,9 @@ def test_alpha_follows_and_what_was_added_is_transparent() -> None:
 
 
 def test_finish_takes_the_mask_along() -> None:
-    rgb, geometry = canvas.finish(noise(30, 20), [ScaleBy(factor=2, filter="area"), Crop(x=0, y=0, width=10, height=10)], LIMITS)
+    rgb, geometry = canvas.finish(
+        noise(30, 20), [ScaleBy(factor=2, filter="area"), Crop(x=0, y=0, width=10, height=10)], LIMITS
+    )
     assert rgb.shape == (10, 10, 3)
     assert geometry.carry(torch.ones(20, 30)).shape == (10, 10)
     with pytest.raises(InputError) as caught:

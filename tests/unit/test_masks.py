@@ -83,9 +83,13 @@ def grown_by_steps(mask: torch.Tensor, by: int, *, tapered: bool) -> np.ndarray:
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=300)
-def test_grow_is_so_many_passes_of_grey_dilation(size: tuple[int, int], by: int, tapered: bool, seed: int) -> None:
+def test_grow_is_so_many_passes_of_grey_dilation(
+    size: tuple[int, int], by: int, tapered: bool, seed: int
+) -> None:
     mask = noise(*size, seed=seed)
-    assert np.array_equal(masks.grow(mask, by, tapered=tapered).numpy(), grown_by_steps(mask, by, tapered=tapered))
+    assert np.array_equal(
+        masks.grow(mask, by, tapered=tapered).numpy(), grown_by_steps(mask, by, tapered=tapered)
+    )
 
 
 @pytest.mark.parametrize("tapered", [True, False])
@@ -124,7 +128,10 @@ def feathered_as_the_reference(mask: np.ndarray, left: int, top: int, right: int
     return out
 
 
-@pytest.mark.parametrize("sides", [(5, 0, 0, 0), (0, 4, 0, 0), (0, 0, 5, 0), (0, 0, 0, 3), (3, 4, 5, 6), (99, 99, 99, 99), (1, 1, 1, 1)])
+@pytest.mark.parametrize(
+    "sides",
+    [(5, 0, 0, 0), (0, 4, 0, 0), (0, 0, 5, 0), (0, 0, 0, 3), (3, 4, 5, 6), (99, 99, 99, 99), (1, 1, 1, 1)],
+)
 @pytest.mark.parametrize("compat", [False, True])
 def test_feather_borders_multiplies_ramps(sides: tuple[int, int, int, int], compat: bool) -> None:
     mask = noise(9, 13)
@@ -140,7 +147,12 @@ def test_the_right_and_bottom_feather_mirrors_the_left_and_top() -> None:
     assert left[8].tolist() == pytest.approx([0.2, 0.4, 0.6, 0.8] + [1.0] * 9)
 
 
-@given(size=st.tuples(st.integers(1, 12), st.integers(1, 12)), by=st.integers(0, 9), share=st.integers(0, 100), seed=st.integers(0, 99))
+@given(
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    by=st.integers(0, 9),
+    share=st.integers(0, 100),
+    seed=st.integers(0, 99),
+)
 @settings(deadline=None, max_examples=80)
 def test_feather_weakens_by_the_distance_to_the_nearest_unmasked_pixel(
     size: tuple[int, int], by: int, share: int, seed: int
@@ -159,7 +171,10 @@ def test_feather_weakens_by_the_distance_to_the_nearest_unmasked_pixel(
 def test_feather_of_a_square_falls_linearly_to_its_edge() -> None:
     mask = torch.zeros(20, 20)
     mask[4:16, 4:16] = 1
-    assert masks.feather(mask, 4)[10].tolist() == [0] * 4 + [0.25, 0.5, 0.75] + [1] * 6 + [0.75, 0.5, 0.25] + [0] * 4
+    assert (
+        masks.feather(mask, 4)[10].tolist()
+        == [0] * 4 + [0.25, 0.5, 0.75] + [1] * 6 + [0.75, 0.5, 0.25] + [0] * 4
+    )
 
 
 def test_blur_is_a_gaussian_of_that_deviation_and_keeps_the_sum() -> None:
@@ -192,7 +207,13 @@ def picture(rgb: torch.Tensor, alpha: torch.Tensor | None = None) -> Picture:
     return Picture(rgb=rgb, alpha=alpha, icc=None, depth=8, samples=None)
 
 
-def built(spec: dict[str, object], source: Picture, *ops: object, images: dict[str, torch.Tensor] | None = None, **how: bool) -> torch.Tensor:
+def built(
+    spec: dict[str, object],
+    source: Picture,
+    *ops: object,
+    images: dict[str, torch.Tensor] | None = None,
+    **how: bool,
+) -> torch.Tensor:
     made = canvas.prepare(source, ops, LIMITS)  # type: ignore[arg-type]
     mask = TypeAdapter(Mask).validate_json(json.dumps(spec))
     return masks.build(mask, source, made, images or {}, **how)
@@ -231,9 +252,21 @@ def test_nested_combinations_find_their_images_by_path() -> None:
     left, top = torch.zeros(8, 8), torch.zeros(8, 8)
     left[:, :4] = 1
     top[:4] = 1
-    inner = {"from": "combine", "how": "intersect", "masks": [{"from": "image", "image": "a"}, {"from": "image", "image": "b"}]}
-    spec = {"from": "combine", "how": "union", "masks": [inner, {"from": "image", "image": "c", "ops": [{"op": "invert"}]}]}
-    images = {"mask.masks[0].masks[0]": left, "mask.masks[0].masks[1]": top, "mask.masks[1]": torch.ones(8, 8)}
+    inner = {
+        "from": "combine",
+        "how": "intersect",
+        "masks": [{"from": "image", "image": "a"}, {"from": "image", "image": "b"}],
+    }
+    spec = {
+        "from": "combine",
+        "how": "union",
+        "masks": [inner, {"from": "image", "image": "c", "ops": [{"op": "invert"}]}],
+    }
+    images = {
+        "mask.masks[0].masks[0]": left,
+        "mask.masks[0].masks[1]": top,
+        "mask.masks[1]": torch.ones(8, 8),
+    }
     assert torch.equal(built(spec, source, images=images), left * top)
 
 
@@ -252,7 +285,9 @@ def test_a_pad_mask_needs_a_pad() -> None:
         built({"from": "pad"}, source)
 
 
-@pytest.mark.parametrize(("least", "most", "bad"), [(0.3, 1, "min_coverage"), (0, 0.2, "max_coverage"), (0.25, 0.25, None)])
+@pytest.mark.parametrize(
+    ("least", "most", "bad"), [(0.3, 1, "min_coverage"), (0, 0.2, "max_coverage"), (0.25, 0.25, None)]
+)
 def test_coverage_bounds_fail_before_anything_costs(least: float, most: float, bad: str | None) -> None:
     source = picture(noise(8, 8, 3), alpha=torch.ones(8, 8))
     assert source.alpha is not None
@@ -293,7 +328,9 @@ def test_composite_keeps_the_original_bit_for_bit_where_the_mask_is_0() -> None:
     torch.testing.assert_close(made[13:], mixed)
 
 
-def composited_by_hand(destination: np.ndarray, source: np.ndarray, mask: np.ndarray, x: int, y: int) -> np.ndarray:
+def composited_by_hand(
+    destination: np.ndarray, source: np.ndarray, mask: np.ndarray, x: int, y: int
+) -> np.ndarray:
     out = destination.astype(np.float64)
     for i in range(source.shape[0]):
         for j in range(source.shape[1]):
@@ -306,15 +343,23 @@ def composited_by_hand(destination: np.ndarray, source: np.ndarray, mask: np.nda
 def test_composite_at_touches_the_overlap_only(x: int, y: int) -> None:
     destination, source, mask = noise(12, 20, 3), noise(6, 7, 3, seed=1), noise(6, 7, seed=2)
     made = masks.composite_at(destination, source, x, y, mask)
-    np.testing.assert_allclose(made.numpy(), composited_by_hand(destination.numpy(), source.numpy(), mask.numpy(), x, y), atol=1e-6)
+    np.testing.assert_allclose(
+        made.numpy(), composited_by_hand(destination.numpy(), source.numpy(), mask.numpy(), x, y), atol=1e-6
+    )
     whole = masks.composite_at(destination, source, x, y)
-    np.testing.assert_allclose(whole.numpy(), composited_by_hand(destination.numpy(), source.numpy(), np.ones((6, 7)), x, y), atol=1e-6)
+    np.testing.assert_allclose(
+        whole.numpy(),
+        composited_by_hand(destination.numpy(), source.numpy(), np.ones((6, 7)), x, y),
+        atol=1e-6,
+    )
 
 
 def test_composite_at_scales_the_source_when_asked() -> None:
     destination, source = noise(12, 20, 3), noise(6, 10, 3, seed=1)
     made = masks.composite_at(destination, source, 0, 0, resize_source=True)
-    expected = torch.nn.functional.interpolate(source.permute(2, 0, 1)[None], (12, 20), mode="bilinear")[0].permute(1, 2, 0)
+    expected = torch.nn.functional.interpolate(source.permute(2, 0, 1)[None], (12, 20), mode="bilinear")[
+        0
+    ].permute(1, 2, 0)
     torch.testing.assert_close(made, expected)
 
 

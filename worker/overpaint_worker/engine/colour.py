@@ -24,7 +24,9 @@ Doubles = NDArray[np.float64]
 HEADER = 128
 MAX_TAGS = 256
 CURVE_STEPS = 65536
-HALF_LEVEL = 0.5 / 255  # a profile that moves no colour by this much is sRGB by another name
+# A profile that moves no colour by this much is sRGB by another name: its writers round the primaries differently,
+# which shows near black by two thirds of an 8-bit level.
+LEVEL = 1 / 255
 # The primaries of sRGB, adapted to the profile connection space's white (D50), as columns.
 SRGB_TO_XYZ = np.array(
     [[0.4360747, 0.3850649, 0.1430804], [0.2225045, 0.7168786, 0.0606169], [0.0139322, 0.0971045, 0.7141733]]
@@ -54,6 +56,7 @@ def read(icc: bytes) -> Profile:
 
     Raises:
         ProfileError: it is broken, or neither for grey nor for RGB.
+
     """
     try:
         return _read(icc)
@@ -87,16 +90,21 @@ def _tags(icc: bytes) -> dict[bytes, bytes]:
 
 
 def _matrix(tags: dict[bytes, bytes]) -> Profile:
-    columns = [np.array(struct.unpack_from(">3i", tags[name], 8)) / 65536 for name in (b"rXYZ", b"gXYZ", b"bXYZ")]
+    columns = [
+        np.array(struct.unpack_from(">3i", tags[name], 8)) / 65536 for name in (b"rXYZ", b"gXYZ", b"bXYZ")
+    ]
     curves = [_curve(tags[name]) for name in (b"rTRC", b"gTRC", b"bTRC")]
-    profile = Matrix(np.stack(curves), np.linalg.inv(SRGB_TO_XYZ) @ np.stack(columns, axis=1))
+    matrix = np.linalg.inv(SRGB_TO_XYZ) @ np.stack(columns, axis=1)
+    if abs(np.linalg.det(matrix)) < 1e-6:
+        raise ProfileError("its primaries span no space")
+    profile = Matrix(np.stack(curves), matrix)
     return Identity() if _is_srgb(profile) else profile
 
 
 def _is_srgb(profile: Profile) -> bool:
     steps = np.linspace(0, 1, 9, dtype=np.float32)
     lattice = np.stack(np.meshgrid(steps, steps, steps), axis=-1)
-    return bool(np.abs(profile.to_srgb(lattice) - lattice).max() < HALF_LEVEL)
+    return bool(np.abs(profile.to_srgb(lattice) - lattice).max() < LEVEL)
 
 
 def _curve(tag: bytes) -> Doubles:
@@ -142,7 +150,9 @@ def _parametric(x: Doubles, tag: bytes) -> Doubles:
 
 
 def _linear_to_srgb(linear: Doubles) -> Doubles:
-    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055)
+    return np.where(
+        linear <= 0.0031308, linear * 12.92, 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055
+    )
 
 
 def _srgb_to_linear(srgb: Doubles) -> Doubles:
@@ -256,9 +266,17 @@ class Tables:
         return _through(self.back, srgb)
 
 
-def _transform(source: ImageCms.core.CmsProfile | ImageCms.ImageCmsProfile, target: ImageCms.core.CmsProfile | ImageCms.ImageCmsProfile) -> ImageCms.ImageCmsTransform:
+def _transform(
+    source: ImageCms.core.CmsProfile | ImageCms.ImageCmsProfile,
+    target: ImageCms.core.CmsProfile | ImageCms.ImageCmsProfile,
+) -> ImageCms.ImageCmsTransform:
     return ImageCms.buildTransform(
-        source, target, "RGB", "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+        source,
+        target,
+        "RGB",
+        "RGB",
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )
 
 

@@ -62,6 +62,7 @@ def build(
 
     Raises:
         MaskError: wrong size, no such transparency, no `pad` to take it from, or coverage out of bounds.
+
     """
     if isinstance(mask, CombinedMask):
         inner = partial(build, source=source, canvas=canvas, images=images, find=find, compat=compat)
@@ -136,7 +137,9 @@ def combine(how: How, masks: Sequence[torch.Tensor], field: str = "mask") -> tor
     first, *others = masks
     if any(other.shape != first.shape for other in others):
         sizes = ", ".join(f"{mask.shape[1]} x {mask.shape[0]}" for mask in masks)
-        raise MaskError("the masks differ in size", field=field, value=sizes, fix="give all of them one size")
+        raise MaskError(
+            f"the masks differ in size: {sizes}", field=field, value=sizes, fix="give all of them one size"
+        )
     return reduce(_COMBINE[how], others, first)
 
 
@@ -241,7 +244,10 @@ def check_coverage(mask: torch.Tensor, least: float, most: float, field: str = "
     bound = least if name == "min_coverage" else most
     fix = f"look at the mask with `overpaint prepare`, or change {field}.{name}"
     raise MaskError(
-        f"the mask covers {share:.2%} of the canvas, {name} is {bound:.2%}", field=f"{field}.{name}", value=share, fix=fix
+        f"the mask covers {share:.2%} of the canvas, {name} is {bound:.2%}",
+        field=f"{field}.{name}",
+        value=share,
+        fix=fix,
     )
 
 
@@ -254,7 +260,9 @@ def check_survives(mask: torch.Tensor, latent_width: int, latent_height: int, fi
     if mask.max() > 0 and seen.max() == 0:
         fix = "grow the mask by 4 pixels or more, or scale the picture up first"
         size = f"{latent_width} x {latent_height}"
-        raise MaskError(f"the mask is so thin that nothing of it is left at {size}", field=field, value=size, fix=fix)
+        raise MaskError(
+            f"the mask is so thin that nothing of it is left at {size}", field=field, value=size, fix=fix
+        )
 
 
 def composite(original: torch.Tensor, result: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -288,6 +296,7 @@ def composite_at(
 
     Raises:
         InputError: under `compat`, the destination has more channels than the source.
+
     """
     height, width, channels = destination.shape
     if resize_source:
@@ -309,6 +318,11 @@ def _with_channels(source: torch.Tensor, channels: int, *, compat: bool) -> torc
     if missing > 0 and compat:
         fix = "drop the destination's alpha channel, or leave compat"
         value = f"{source.shape[-1]} on {channels} channels"
-        raise InputError("the reference cannot put this on a picture with more channels", field="compat", value=value, fix=fix)
+        raise InputError(
+            "the reference cannot put this on a picture with more channels",
+            field="compat",
+            value=value,
+            fix=fix,
+        )
     opaque = torch.ones(*source.shape[:2], max(missing, 0))
     return torch.cat([source[..., :channels], opaque], dim=-1)
