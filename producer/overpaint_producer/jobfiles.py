@@ -7,10 +7,9 @@ import glob
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from io import BufferedIOBase
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from overpaint_shared.errors import SpecError
 
@@ -45,7 +44,7 @@ def _expanded(name: str) -> list[str]:
     return found
 
 
-def read(name: str, stdin: BufferedIOBase) -> Iterator[Draft]:
+def read(name: str, stdin: BinaryIO) -> Iterator[Draft]:
     """The drafts of one file, or of `stdin` for `-`; lines are read as they come. Raises SpecError."""
     if name == "-":
         return _parts(stdin, "standard input", Path.cwd(), lines=True)
@@ -65,14 +64,14 @@ def read_path(path: Path) -> Iterator[Draft]:
         ) from error
 
 
-def _parts(file: BufferedIOBase, where: str, folder: Path, *, lines: bool) -> Iterator[Draft]:
+def _parts(file: BinaryIO, where: str, folder: Path, *, lines: bool) -> Iterator[Draft]:
     if lines:
         yield from _lines(file, where, folder)
     else:
         yield Draft(data=_limited(file.read(MAX_DRAFT_BYTES + 1), where), folder=folder, where=where)
 
 
-def _lines(file: BufferedIOBase, where: str, folder: Path) -> Iterator[Draft]:
+def _lines(file: BinaryIO, where: str, folder: Path) -> Iterator[Draft]:
     """One job a line; but a first line that is no whole JSON begins one job written over several lines."""
     for number in range(1, 1 << 62):
         line = _limited(file.readline(MAX_DRAFT_BYTES + 1), f"{where}, line {number}")

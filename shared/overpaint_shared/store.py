@@ -157,12 +157,17 @@ class Store:
             count += 1
         return count
 
-    def delete_input(self, owner: str, sha256: str) -> None:
-        """Delete an input; none there is no error."""
+    def delete_input(self, owner: str, sha256: str, *, unmodified_since: datetime | None = None) -> bool:
+        """Delete an input; whether it was there. One that was written anew after `unmodified_since` is spared."""
         key = input_key(owner, sha256)
+        with self._explained("delete an input", key):
+            found = self._head(key)
+        if found is None or (unmodified_since is not None and found["LastModified"] > unmodified_since):
+            return False
         with self._known_lock:
             self._known.pop(key, None)
         self._delete(key)
+        return True
 
     def attempts(self) -> Iterator[StoredAttempt]:
         """Every attempt that has written something, listed page by page. Foreign objects are passed over."""

@@ -1,0 +1,129 @@
+"""`overpaint validate` and `overpaint schema`."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import click
+
+from overpaint_producer.cli.context import (
+    Context,
+    emit,
+    examples,
+    farm_options,
+    json_option,
+    pass_context,
+    say,
+)
+from overpaint_shared.errors import EXIT_DONE, EXIT_USAGE, SpecError
+
+if TYPE_CHECKING:
+    from overpaint_producer.jobfiles import Draft
+    from overpaint_shared.catalogue import SpecWarning
+
+
+@click.command(
+    epilog=examples(
+        ("overpaint validate jobs/*.json", "the files alone; needs no farm"),
+        ("overpaint validate job.json --farm", "also whether a live worker can render it"),
+    )
+)
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--farm", "with_farm", is_flag=True, help="Also check names and features against the farm's live workers."
+)
+@json_option
+@farm_options
+@pass_context
+def validate(context: Context, *, files: tuple[str, ...], with_farm: bool, as_json: bool) -> int:
+    """Check job files without submitting them.
+
+    FILE is as for submit. Checks the spec and the operator's limits; pictures are not looked at. Exit 2 if
+    any job is wrong; all problems of all files are told.
+    """
+    wrong = 0
+    with context.farm() if with_farm else nullcontext() as farm:
+        catalogue = farm.catalogue() if farm is not None else None
+        check = _checker(context, catalogue)
+        for outcome in _drafts(files):
+            wrong += not _tell(outcome, check, as_json=as_json)
+    return EXIT_USAGE if wrong else EXIT_DONE
+
+
+Check = Callable[["Draft"], "tuple[SpecWarning, ...]"]
+
+
+def _checker(context: Context, catalogue: object) -> Check:
+    from overpaint_shared.catalogue import Catalogue, check
+    from overpaint_shared.job import parse_job
+
+    limits = context.settings().limits()
+
+    def checked(draft: "Draft") -> "tuple[SpecWarning, ...]":
+        spec = parse_job(draft.data, where=draft.where)
+        if isinstance(catalogue, Catalogue):
+            return check(spec, catalogue, limits, where=draft.where)
+        check(spec, Catalogue(), limits, where=draft.where)  # its only warning is that no worker was asked
+        return ()
+
+    return checked
+
+
+def _drafts(files: Sequence[str]) -> Iterator["Draft | SpecError"]:
+    """Every draft; a file that cannot be read is told in its place, and the next one is read."""
+    from overpaint_producer import jobfiles
+
+    for name in files:
+        try:
+            for path in jobfiles.expand([name]):
+                yield from jobfiles.read(path, sys.stdin.buffer)
+        except SpecError as error:
+            yield error
+
+
+def _tell(outcome: "Draft | SpecError", check: Check, *, as_json: bool) -> bool:
+    """Print what a check says; whether the job is right."""
+    error: SpecError | None = None
+    warnings: tuple[SpecWarning, ...] = ()
+    where = ""
+    if isinstance(outcome, SpecError):
+        error = outcome
+    else:
+        where = outcome.where
+        try:
+            warnings = check(outcome)
+        except SpecError as problem:
+            error = problem
+    if as_json:
+        told = [str(warning) for warning in warnings]
+        emit(
+            {
+                "where": where,
+                "ok": error is None,
+                "warnings": told,
+                "error": error.to_json() if error else None,
+            }
+        )
+    elif error is not None:
+        say(f"overpaint: {error}")
+    else:
+        click.echo(f"{where}: ok")
+        for warning in warnings:
+            say(f"overpaint: note: {warning}")
+    return error is None
+
+
+@click.command(
+    epilog=examples(("overpaint schema > job.schema.json", "for an editor that completes and checks"))
+)
+@click.option("--json", "as_json", is_flag=True, help="On one line.")
+def schema(as_json: bool) -> None:
+    """Print the JSON Schema of a job."""
+    from overpaint_shared import job
+
+    if as_json:
+        emit(job.schema())
+    else:
+        click.echo(json.dumps(job.schema(), indent=2, ensure_ascii=False))

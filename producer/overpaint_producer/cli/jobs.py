@@ -1,0 +1,204 @@
+"""`overpaint jobs`, `status`, `cancel` and `replay`."""
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from overpaint_producer.cli.context import (
+    Context,
+    chosen,
+    emit,
+    examples,
+    farm_options,
+    json_option,
+    pass_context,
+    table,
+)
+
+if TYPE_CHECKING:
+    from overpaint_shared.ledger import JobRecord
+
+# Written out, since help must not import the ledger; a test holds them against it.
+STATES = ("queued", "running", "cancelling", "done", "failed", "cancelled", "dead")
+
+id_arguments = click.argument("ids", nargs=-1, metavar="ID...")
+group_option = click.option("--group", metavar="NAME", help="Also all jobs of this group.")
+
+
+def _label(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values]
+    if any(not name or not equals for name, equals, _ in pairs):
+        raise click.BadParameter("write name=value")
+    return {name: value for name, _, value in pairs}
+
+
+@click.command(
+    epilog=examples(
+        ("overpaint jobs", "the newest hundred"),
+        ("overpaint jobs --state failed --state dead --limit 5", "what went wrong lately"),
+        ("overpaint jobs --group night --json | jq -r .id", "the ids of a group"),
+    )
+)
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(STATES),
+    help="Only jobs in this state; repeat for several.",
+)
+@click.option("--group", metavar="NAME", help="Only jobs of this group.")
+@click.option("--model", metavar="NAME", help="Only jobs of this model.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    callback=_label,
+    metavar="NAME=VALUE",
+    help="Only jobs with this label.",
+)
+@click.option(
+    "--limit", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="At most so many."
+)
+@json_option
+@farm_options
+@pass_context
+def jobs(
+    context: Context,
+    *,
+    states: tuple[str, ...],
+    group: str | None,
+    model: str | None,
+    labels: dict[str, str],
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List jobs, newest first."""
+    from overpaint_shared.ledger import JobState
+
+    wanted = {JobState(state) for state in states} or None
+    with context.farm() as farm:
+        found = farm.jobs(state=wanted, group=group, model=model, labels=labels, limit=limit)
+    if as_json:
+        for record in found:
+            emit(record.to_json())
+        return
+    now = time.time()
+    rows = [
+        (record.id, record.state, _where(record), _age(now - record.created), record.title)
+        for record in found
+    ]
+    table(rows, ("ID", "STATE", "STEP", "AGE", "TITLE"))
+
+
+def _where(record: "JobRecord") -> str:
+    if record.state not in {"running", "cancelling"} or record.stage is None:
+        return ""
+    return f"{record.stage} {record.step}/{record.of}" if record.of else record.stage
+
+
+def _age(seconds: float) -> str:
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+@click.command(
+    epilog=examples(
+        ("overpaint status 3fqk7xw2mzl5a4vn", "state, stage, times, error or files"),
+        ("overpaint status 3fqk7xw2mzl5a4vn --json | jq .state", "for a script"),
+    )
+)
+@id_arguments
+@group_option
+@json_option
+@farm_options
+@pass_context
+def status(context: Context, *, ids: tuple[str, ...], group: str | None, as_json: bool) -> None:
+    """Show what is known of jobs."""
+    with context.farm() as farm:
+        for name in chosen(farm, ids, group):
+            record = farm.job(name).status()
+            if as_json:
+                emit(record.to_json())
+            else:
+                _describe(record)
+
+
+def _describe(record: "JobRecord") -> None:
+    from overpaint_producer.cli.follow import describe_failure
+
+    facts: list[tuple[object, ...]] = [(record.id, record.state), ("title", record.title)]
+    if where := _where(record):
+        facts.append(("at", where))
+    times = (("submitted", record.created), ("started", record.started), ("ended", record.ended))
+    facts += [(f"{name} (UTC)", _moment(at)) for name, at in times if at]
+    if record.started:
+        facts.append(("took", f"{(record.ended or time.time()) - record.started:.1f} s"))
+    names = (("group", record.group), ("worker", record.worker_name))
+    facts += [(name, value) for name, value in names if value]
+    facts += [("label", f"{name}={value}") for name, value in record.labels.items()]
+    if record.attempt > 1:
+        facts.append(
+            ("attempts", f"{record.attempt} ({record.crashes} crashes, {record.lost_hosts} lost workers)")
+        )
+    if record.error is not None or record.fault is not None:
+        facts.append(("why", describe_failure(record)))
+    facts += [("file", key) for key in ((record.result or {}).get("files") or {}).values()]
+    table(facts[1:], tuple(map(str, facts[0])))
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
+
+
+@click.command(
+    epilog=examples(
+        ("overpaint cancel 3fqk7xw2mzl5a4vn", "`cancelled`, or `cancelling` until its worker has stopped"),
+        ("overpaint cancel --group night", "a whole group"),
+    )
+)
+@id_arguments
+@group_option
+@json_option
+@farm_options
+@pass_context
+def cancel(context: Context, *, ids: tuple[str, ...], group: str | None, as_json: bool) -> None:
+    """Stop jobs, waiting or running.
+
+    A job that has ended stays as it is. Prints each job's state now.
+    """
+    with context.farm() as farm:
+        for name in chosen(farm, ids, group):
+            state = farm.job(name).cancel()
+            if as_json:
+                emit({"id": name, "state": state})
+            else:
+                click.echo(f"{name} {state}")
+
+
+@click.command(
+    epilog=examples(
+        ("overpaint replay 3fqk7xw2mzl5a4vn", "once what made it fail is mended"),
+        ("overpaint jobs --state dead --json | jq -r .id | xargs overpaint replay", "all that are dead"),
+    )
+)
+@id_arguments
+@json_option
+@farm_options
+@pass_context
+def replay(context: Context, *, ids: tuple[str, ...], as_json: bool) -> None:
+    """Queue failed or dead jobs again.
+
+    They start anew: same spec, same seed, same id.
+    """
+    with context.farm() as farm:
+        for name in chosen(farm, ids, None):
+            job = farm.job(name)
+            job.replay()
+            state = job.status().state
+            if as_json:
+                emit({"id": name, "state": state})
+            else:
+                click.echo(f"{name} {state}")
