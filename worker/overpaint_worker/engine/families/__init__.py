@@ -117,7 +117,7 @@ class Model(Protocol):
         """One pass: the denoised latents [R, C, h, w], float32, of R rows.
 
         `x` [R, C, h, w] contiguous; `sigma` [R], each row its own; `conditioning`: the rows' tensors by name,
-        each with R rows; `extra` [R, extra_channels, h, w]. Guidance is the caller's: a row is one evaluation.
+        each with R rows; `extra` [R, extra_channels, h, w]. Guidance is the caller's affair.
         """
         ...
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, product
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
 import torch
@@ -85,7 +85,7 @@ class Vae:
     """One VAE on one device. Float32 in and out, whatever it computes in."""
 
     def __init__(self, vae: Module, device: torch.device, tiling: Tiling | None = None) -> None:
-        self._vae: Any = vae
+        self._vae = cast("Any", vae)
         self._device = device
         self._tiling = tiling or Tiling()
         self._scaling = float(self._vae.config.scaling_factor)
