@@ -74,7 +74,9 @@ def icc(tags: dict[bytes, bytes], space: bytes = b"RGB ", kind: bytes = b"mntr")
         table += struct.pack(">4sII", name, start + len(body), len(data))
         body += data + b"\0" * (-len(data) % 4)
     version = b"\x04\x00\0\0" if any(data[:4] == b"para" for data in tags.values()) else b"\x02\x10\0\0"
-    head = struct.pack(">I4s4s4s4s4s12s4s", start + len(body), b"test", version, kind, space, b"XYZ ", b"\0" * 12, b"acsp")
+    head = struct.pack(
+        ">I4s4s4s4s4s12s4s", start + len(body), b"test", version, kind, space, b"XYZ ", b"\0" * 12, b"acsp"
+    )
     return head.ljust(68, b"\0") + _s15(D50).ljust(60, b"\0") + table + body
 
 
@@ -102,7 +104,9 @@ def table_icc(columns: np.ndarray, gamma: float, *, back: bool) -> bytes:
     line = np.array([0, 65535])
 
     def table(matrix: np.ndarray, before: np.ndarray, cube: np.ndarray, after: np.ndarray) -> bytes:
-        head = b"mft2\0\0\0\0" + bytes([3, 3, 2, 0]) + _s15(matrix) + struct.pack(">HH", len(before), len(after))
+        head = (
+            b"mft2\0\0\0\0" + bytes([3, 3, 2, 0]) + _s15(matrix) + struct.pack(">HH", len(before), len(after))
+        )
         parts = np.concatenate([np.tile(before, 3), cube.ravel(), np.tile(after, 3)])
         return head + np.clip(parts, 0, 65535).astype(">u2").tobytes()
 

@@ -18,7 +18,9 @@ PROFILES = {
     "a wide space with sRGB's curve": pictures.matrix_icc(pictures.WIDE, SRGB_CURVE),
     "curve of function 0": pictures.matrix_icc(pictures.SMALL, pictures.parametric_curve(0, 2.2)),
     "curve of function 1": pictures.matrix_icc(pictures.SMALL, pictures.parametric_curve(1, 2.0, 0.9, 0.1)),
-    "curve of function 2": pictures.matrix_icc(pictures.SMALL, pictures.parametric_curve(2, 2.0, 0.8, 0.1, 0.1)),
+    "curve of function 2": pictures.matrix_icc(
+        pictures.SMALL, pictures.parametric_curve(2, 2.0, 0.8, 0.1, 0.1)
+    ),
     "curve of function 4": pictures.matrix_icc(
         pictures.SMALL, pictures.parametric_curve(4, 2.4, 0.9, 0.05, 0.5, 0.04, 0.02, 0.0028)
     ),
@@ -31,7 +33,9 @@ PROFILES = {
 def by_littlecms(levels: np.ndarray, icc: bytes, *, back: bool = False) -> np.ndarray:
     own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
     source, target = (srgb, own) if back else (own, srgb)
-    made = ImageCms.profileToProfile(Image.fromarray(levels), source, target, ImageCms.Intent.RELATIVE_COLORIMETRIC)
+    made = ImageCms.profileToProfile(
+        Image.fromarray(levels), source, target, ImageCms.Intent.RELATIVE_COLORIMETRIC
+    )
     assert made is not None
     return np.asarray(made).astype(float)
 
@@ -42,7 +46,10 @@ def test_matrix_profiles_agree_with_littlecms_within_a_level(name: str) -> None:
     assert isinstance(space, colour.Matrix)
     ours = space.to_srgb(CUBE.astype(np.float32) / 255) * 255
     assert np.abs(ours - by_littlecms(CUBE, PROFILES[name])).max() < 1.1
-    ours, theirs = space.from_srgb(CUBE.astype(np.float32) / 255) * 255, by_littlecms(CUBE, PROFILES[name], back=True)
+    ours, theirs = (
+        space.from_srgb(CUBE.astype(np.float32) / 255) * 255,
+        by_littlecms(CUBE, PROFILES[name], back=True),
+    )
     dark = np.minimum(ours, theirs) < 4  # there the way back is steep, and LittleCMS's eight bits are coarse
     assert np.abs(ours - theirs)[~dark].max() < 1.1
     assert np.abs(ours - theirs)[dark].max() < 2.2

@@ -27,6 +27,7 @@ class Canvas:
         samples: the file's own values [H, W, 3], while no step has made new ones.
         icc: the profile that the result returns to.
         depth: bits a sample.
+
     """
 
     rgb: torch.Tensor
@@ -48,7 +49,12 @@ class Canvas:
 
 
 def prepare(
-    picture: Picture, ops: Sequence[PrepareOp], limits: Limits, *, compat: bool = False, field: str = "prepare"
+    picture: Picture,
+    ops: Sequence[PrepareOp],
+    limits: Limits,
+    *,
+    compat: bool = False,
+    field: str = "prepare",
 ) -> Canvas:
     """Apply the operations of `prepare`, in order.
 
@@ -56,6 +62,7 @@ def prepare(
 
     Raises:
         InputError: an operation does not fit the picture or makes too large a one; nothing was allocated.
+
     """
     geometry = plan(Size(picture.width, picture.height), ops, limits.max_output_pixels, field, compat=compat)
     return Canvas(
@@ -78,6 +85,7 @@ def finish(
 
     Raises:
         InputError: as `prepare`.
+
     """
     geometry = plan(Size(rgb.shape[1], rgb.shape[0]), ops, limits.max_output_pixels, "finish", compat=compat)
     return geometry.picture(rgb, depth), geometry

@@ -38,6 +38,7 @@ class Spared:
     Attributes:
         samples: the file's own values [H, W, 3], in its own space and depth.
         where: bool [H, W], true where the mask is 0.
+
     """
 
     samples: Samples
@@ -54,15 +55,23 @@ def check(output: Output, width: int, height: int, alpha: torch.Tensor | None, f
 
     Raises:
         InputError: transparency in a JPEG, or too long a side.
+
     """
     where = f"{field}.format"
     if output.format == "jpeg" and alpha is not None and bool((alpha < 1).any()):
         fix = 'use "png" or "webp", or a source without transparency'
-        raise InputError("jpeg holds no transparency, and the result has some", field=where, value="jpeg", fix=fix)
+        raise InputError(
+            "jpeg holds no transparency, and the result has some", field=where, value="jpeg", fix=fix
+        )
     longest = {"webp": WEBP_MAX_SIDE, "jpeg": JPEG_MAX_SIDE}.get(output.format)
     if longest is not None and max(width, height) > longest:
         fix = f'use "png", or make the result no longer than {longest} pixels a side'
-        raise InputError(f"{output.format} cannot hold {width} x {height} pixels", field=where, value=output.format, fix=fix)
+        raise InputError(
+            f"{output.format} cannot hold {width} x {height} pixels",
+            field=where,
+            value=output.format,
+            fix=fix,
+        )
 
 
 def alpha_out(alpha: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -82,6 +91,7 @@ def quantise(values: torch.Tensor, depth: Literal[8, 16] = 8, *, truncate: bool 
 
     Raises:
         EngineError: a value is not a number.
+
     """
     if not bool(torch.isfinite(values).all()):
         raise EngineError("the rendered picture holds values that are no numbers", field="image", value="nan")
@@ -117,6 +127,7 @@ def encode(
 
     Raises:
         InputError: what `check` refuses. EngineError: the picture is not made of numbers.
+
     """
     check(output, image.shape[1], image.shape[0], alpha)
     bits: Literal[8, 16] = depth if output.format == "png" else 8
@@ -156,7 +167,10 @@ def _lossy(image: Image.Image, output: Output, icc: bytes | None, text: Mapping[
     carried = {"icc_profile": icc, "exif": _exif(notes), "xmp": text.get(XMP_KEY, "").encode()}
     options: dict[str, object] = {key: value for key, value in carried.items() if value}
     if output.format == "jpeg":
-        options |= {"quality": output.quality or JPEG_QUALITY, "subsampling": 0}  # 0: colour at full resolution
+        options |= {
+            "quality": output.quality or JPEG_QUALITY,
+            "subsampling": 0,
+        }  # 0: colour at full resolution
     elif output.lossless:
         # `exact`: the colour of transparent pixels is the picture's too
         options |= {"lossless": True, "exact": True, "quality": WEBP_LOSSLESS_EFFORT}

@@ -180,6 +180,7 @@ class Geometry:
 
         Raises:
             MaskError: its size is not the source's.
+
         """
         check_size(mask, self.source, field, "source")
         return reduce(lambda plane, step: step.plane(plane), self.steps, mask)
@@ -208,10 +209,14 @@ def check_size(mask: torch.Tensor, size: Size, field: str, what: str) -> None:
     given = Size(mask.shape[1], mask.shape[0])
     if given != size:
         fix = 'scale the mask to that size, or say by "at" which one it has ("source" or "canvas")'
-        raise MaskError(f"the mask is {given} but the {what} is {size}", field=field, value=str(given), fix=fix)
+        raise MaskError(
+            f"the mask is {given} but the {what} is {size}", field=field, value=str(given), fix=fix
+        )
 
 
-def plan(source: Size, ops: Sequence[PrepareOp], max_pixels: int, field: str, *, compat: bool = False) -> Geometry:
+def plan(
+    source: Size, ops: Sequence[PrepareOp], max_pixels: int, field: str, *, compat: bool = False
+) -> Geometry:
     """Work out the steps of `prepare` or `finish` from the source's size.
 
     Args:
@@ -223,6 +228,7 @@ def plan(source: Size, ops: Sequence[PrepareOp], max_pixels: int, field: str, *,
 
     Raises:
         InputError: a crop over the border, or a step that makes too large a picture.
+
     """
     steps: list[Step] = []
     size = source
@@ -258,7 +264,9 @@ def _step(size: Size, op: PrepareOp, field: str, *, compat: bool) -> Step | None
 def _at_least_one(target: Size, size: Size, op: ScaleBy, field: str) -> Size:
     if min(target) < 1:
         fix = f"use a factor of at least {1 / min(size):.4g}"
-        raise InputError(f"scaling {size} pixels leaves nothing", field=f"{field}.factor", value=op.factor, fix=fix)
+        raise InputError(
+            f"scaling {size} pixels leaves nothing", field=f"{field}.factor", value=op.factor, fix=fix
+        )
     return target
 
 
@@ -269,7 +277,9 @@ def _crop_box(size: Size, op: Crop, field: str, *, compat: bool) -> Box:
     if op.x + op.width > size.width or op.y + op.height > size.height:
         box = f"{op.width} x {op.height} at ({op.x}, {op.y})"
         fix = "keep the box inside the picture, or pad the picture first"
-        raise InputError(f"the crop {box} reaches over the border of {size} pixels", field=field, value=box, fix=fix)
+        raise InputError(
+            f"the crop {box} reaches over the border of {size} pixels", field=field, value=box, fix=fix
+        )
     return Box(op.x, op.y, op.width, op.height)
 
 

@@ -53,6 +53,7 @@ class Picture:
         samples: uint8 or uint16 [H, W, 3], the file's own values in the space of `icc`, for putting pixels back
             bit for bit; None where that space is left for good (grey profiles, scanner profiles).
         notes: what a person should know, for the receipt.
+
     """
 
     rgb: torch.Tensor
@@ -84,6 +85,7 @@ def load(data: bytes, limits: Limits, field: str, *, compat: bool = False) -> Pi
 
     Raises:
         InputError: not such a picture, broken, or beyond a limit.
+
     """
     decoded = _decode(data, limits, field, compat=compat)
     rgb, alpha = _split(decoded.samples)
@@ -102,7 +104,9 @@ def load(data: bytes, limits: Limits, field: str, *, compat: bool = False) -> Pi
     )
 
 
-def load_mask(data: bytes, limits: Limits, field: str, channel: Channel, *, compat: bool = False) -> torch.Tensor:
+def load_mask(
+    data: bytes, limits: Limits, field: str, channel: Channel, *, compat: bool = False
+) -> torch.Tensor:
     """Decode one channel of a picture as a mask, float32 [H, W], 1 = repaint.
 
     A colour is taken as stored, whatever the profile. Alpha is turned round: transparent = repaint.
@@ -110,6 +114,7 @@ def load_mask(data: bytes, limits: Limits, field: str, channel: Channel, *, comp
 
     Raises:
         InputError: as `load`. MaskError: no such channel.
+
     """
     decoded = _decode(data, limits, field, compat=compat, drop_keyed=False)
     rgb, alpha = _split(decoded.samples)
@@ -153,7 +158,9 @@ def _decode(data: bytes, limits: Limits, field: str, *, compat: bool, drop_keyed
         except Exception as error:
             # Pillow's decoders raise a dozen kinds of error for broken bytes; each of them means just that.
             raise _broken(error, field) from error
-        return _Decoded(np.ascontiguousarray(_UPRIGHT[turn](samples)), image.info.get("icc_profile") or None, notes)
+        return _Decoded(
+            np.ascontiguousarray(_UPRIGHT[turn](samples)), image.info.get("icc_profile") or None, notes
+        )
 
 
 def _broken(error: Exception, field: str) -> InputError:
@@ -168,7 +175,9 @@ def _open(data: bytes, field: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
-        raise InputError("this is not a picture that can be read", field=field, value=data[:16].hex(), fix=fix) from error
+        raise InputError(
+            "this is not a picture that can be read", field=field, value=data[:16].hex(), fix=fix
+        ) from error
     except Exception as error:
         # Among them Pillow's refusal of text and profiles that inflate beyond 1 MB (a bomb).
         raise _broken(error, field) from error
@@ -178,7 +187,9 @@ def _check_size(image: Image.Image, limits: Limits, field: str) -> None:
     width, height = image.size
     if width * height > limits.max_pixels or max(width, height) > MAX_SIDE:
         fix = f"scale it down first; this farm takes up to {limits.max_pixels} pixels and {MAX_SIDE} a side"
-        raise InputError(f"the picture has {width} x {height} pixels", field=field, value=f"{width}x{height}", fix=fix)
+        raise InputError(
+            f"the picture has {width} x {height} pixels", field=field, value=f"{width}x{height}", fix=fix
+        )
 
 
 def _check_frames(image: Image.Image, limits: Limits, field: str) -> None:
@@ -190,7 +201,12 @@ def _check_frames(image: Image.Image, limits: Limits, field: str) -> None:
         raise _broken(error, field) from error
     if frames > limits.max_frames:
         fix = "save the one frame that is meant as a picture of its own"
-        raise InputError(f"the picture has {frames} frames, {limits.max_frames} allowed", field=field, value=frames, fix=fix)
+        raise InputError(
+            f"the picture has {frames} frames, {limits.max_frames} allowed",
+            field=field,
+            value=frames,
+            fix=fix,
+        )
 
 
 def _check_mode(image: Image.Image, field: str, *, compat: bool) -> None:
@@ -217,7 +233,11 @@ def _orientation(image: Image.Image) -> tuple[tuple[str, ...], int]:
         turn = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # a camera's broken EXIF must not cost the picture
         return ("its EXIF data cannot be read; taken as upright",), 1
-    return ((), turn) if turn in _UPRIGHT else ((f"its EXIF orientation {turn!r} means nothing; taken as upright",), 1)
+    return (
+        ((), turn)
+        if turn in _UPRIGHT
+        else ((f"its EXIF orientation {turn!r} means nothing; taken as upright",), 1)
+    )
 
 
 def _samples(image: Image.Image) -> Samples:
@@ -246,11 +266,10 @@ def _reference(image: Image.Image, *, drop_keyed: bool) -> Samples:
     """The reference's Load Image: eight bits of RGB, with alpha from an alpha band or a palette only."""
     if image.mode == "I":
         image = image.point(lambda value: value * (1 / 255))
-    rgb = np.asarray(image.convert("RGB"))
     keyed = image.has_transparency_data and (image.mode == "P" or not drop_keyed)
-    if "A" not in image.getbands() and not keyed:
-        return rgb
-    return np.concatenate([rgb, np.asarray(image.convert("RGBA"))[..., 3:]], axis=-1)
+    if "A" in image.getbands() or keyed:
+        return np.asarray(image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
 
 
 def _split(samples: Samples) -> tuple[Samples, Samples | None]:

@@ -21,6 +21,7 @@ class Fit:
         canvas: the canvas's size.
         model: the size the model works at.
         left, top: where the canvas's corner lies in the model's picture; negative where the canvas is cropped.
+
     """
 
     canvas: Size
@@ -65,9 +66,15 @@ def centre_crop(canvas: Size, multiple: int = MULTIPLE, field: str = "source.ima
 
     Raises:
         InputError: a side is shorter than one multiple.
+
     """
     if min(canvas) < multiple:
         fix = f"scale it up to {multiple} pixels a side or more, or leave compat"
-        raise InputError(f"the canvas of {canvas} pixels is too small for the model", field=field, value=str(canvas), fix=fix)
+        raise InputError(
+            f"the canvas of {canvas} pixels is too small for the model",
+            field=field,
+            value=str(canvas),
+            fix=fix,
+        )
     model = Size(canvas.width // multiple * multiple, canvas.height // multiple * multiple)
     return Fit(canvas, model, -(canvas.width % multiple // 2), -(canvas.height % multiple // 2))
