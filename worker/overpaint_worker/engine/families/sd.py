@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from overpaint_shared.catalogue import ModelTraits
 from overpaint_shared.errors import ModelLoadError
@@ -155,7 +156,7 @@ class SdFamily:
         if entry.text_encoder_dtype == "float16":
             parts.text_encoder.half().float()
         for network in (parts.unet, parts.vae, parts.text_encoder):
-            network.to(place)
+            _place(network, place)
         return SdModel(entry.name, parts, space_of(found), tiling)
 
     def _checked_digest(self, found: Checkpoint) -> str:
@@ -201,6 +202,19 @@ def space_of(found: Checkpoint) -> DiscreteSpace:
         beta_end=float(scheduler.get("beta_end", 0.012)),
         length=int(scheduler.get("num_train_timesteps", 1000)),
     )
+
+
+def _place(network: Module, device: torch.device) -> None:
+    """Move the weights, on a CPU too: out of the mapped file and into memory of their own.
+
+    In the file they lie at odd addresses, where some kernels are slower and sum in another order, so that the same
+    weights from another layout would give other bits. Nor may a file that is replaced pull them away.
+    """
+    if device.type != "cpu":
+        network.to(device)
+        return
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def _check_vocabulary(entry: ModelEntry, parts: Parts) -> None:
