@@ -100,7 +100,7 @@ class Reaper:
         self, lanes: Sequence[str], live: Sequence[WorkerRecord]
     ) -> list[tuple[list[str], UnsupportedError]]:
         """Jobs of models whose queue no live worker has read for `unable_after_s` of being watched."""
-        served = {model for worker in live for model in worker.models}
+        served = {model for worker in live for model in worker.serves}
         waiting = {lane.split(":", 2)[1] for lane in lanes}
         # Times in which no reaper looked do not count: an idle farm's workers come back one by one.
         gap_s = max(self._settings.lease_s, 2 * self._settings.reap_s)
@@ -136,7 +136,7 @@ def _suspects(flat: Sequence[Any]) -> list[_Suspect]:
 
 def _able(suspect: _Suspect, live: Sequence[WorkerRecord]) -> bool:
     return any(
-        suspect.model in worker.models
+        suspect.model in worker.serves
         and worker.id not in suspect.excluded
         and suspect.features <= worker.features
         for worker in live
@@ -145,7 +145,7 @@ def _able(suspect: _Suspect, live: Sequence[WorkerRecord]) -> bool:
 
 def _unsupported(suspect: _Suspect, live: Sequence[WorkerRecord]) -> UnsupportedError:
     """Why no live worker can render `suspect`: what all of them lack, else what the last one said."""
-    readers = [worker for worker in live if suspect.model in worker.models]
+    readers = [worker for worker in live if suspect.model in worker.serves]
     offered = frozenset[str]().union(*(worker.features for worker in readers))
     if missing := sorted(suspect.features - offered):
         return UnsupportedError(

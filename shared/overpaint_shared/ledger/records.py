@@ -269,7 +269,7 @@ class WorkerRecord:
     catalogue: tuple[Mapping[str, Any], ...] = ()
     """`ModelTraits` of everything in its registry, as JSON."""
     models: tuple[str, ...] = ()
-    """The models whose queues it reads."""
+    """The models whose queues it reads; empty: all in its catalogue."""
     running: int = 0
     started: float = 0.0
     device_name: str = ""
@@ -280,6 +280,13 @@ class WorkerRecord:
     loaded: str | None = None
     """The model that is warm."""
     more: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def serves(self) -> frozenset[str]:
+        """The models whose jobs it takes: those named, else all that it has."""
+        return frozenset(self.models) or frozenset(
+            str(entry.get("name")) for entry in self.catalogue if entry.get("kind") == "model"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""

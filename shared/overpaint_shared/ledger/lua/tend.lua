@@ -6,11 +6,11 @@ local at, stale, out, suspects = clock(), {}, {}, {}
 local SLACK_S = 2  -- a publisher may be this slow without its message being taken for lost
 
 -- The stamp of the next message to be taken from a lane's list. A message that came back, was put in front, or is not
--- ours says nothing about what was lost: 0. An empty list says that everything was: now.
+-- ours says nothing about what was lost: 0. An empty list says that all were.
 local function next_stamp(class, model)
   local list = QUEUE_PREFIX .. model .. (class == '0' and '' or PRIORITY_SEPARATOR .. class)
   local raw = redis.call('LINDEX', list, -1)
-  if not raw then return at end
+  if not raw then return math.huge end
   local ok, stamp = pcall(function()
     local headers = cjson.decode(raw).headers
     return headers.redelivered and 0 or tonumber(headers.op_ts)

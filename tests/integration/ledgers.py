@@ -1,0 +1,121 @@
+"""What the ledger's tests share: a ledger on the test run's Redis, and a look behind it."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import redis
+
+from overpaint_shared.ledger import JobState, Ledger, Submission, Wakeup, WorkerRecord
+from overpaint_shared.setting_views import LedgerSettings
+
+
+def ledger(url: str, **settings: Any) -> Ledger:
+    """A ledger whose reaper acts at once, unless `settings` say otherwise: leases and graces of no length."""
+    values = {"lease_s": 60.0, "reap_grace_s": 0.0} | settings
+    return Ledger.connect(url, LedgerSettings(**values))
+
+
+def reaper(url: str, **settings: Any) -> Ledger:
+    """A ledger that does not hold because the test's Redis is young."""
+    return ledger(url, **({"lease_s": 0.0} | settings))
+
+
+def job(job_id: str, **values: Any) -> Submission:
+    """A submission; only what the test is about needs saying."""
+    defaults: dict[str, Any] = {
+        "owner": "ann",
+        "spec_json": '{"version":1}',
+        "model": "sd15",
+        "title": job_id,
+    }
+    return Submission(id=job_id, **(defaults | values))
+
+
+def worker(worker_id: str, *models: str, features: Iterable[str] = ()) -> WorkerRecord:
+    """A live worker."""
+    return WorkerRecord(
+        id=worker_id,
+        name=f"name-of-{worker_id}",
+        host="host",
+        device="cpu",
+        slots=4,
+        version="1",
+        models=models or ("sd15",),
+        features=frozenset(features),
+    )
+
+
+def names(wakeups: Iterable[Wakeup]) -> list[str]:
+    """The jobs of wake-ups."""
+    return [wakeup.job_id for wakeup in wakeups]
+
+
+def expire_lease(client: redis.Redis, job_id: str) -> None:
+    """What time does to the lease of a worker that is gone."""
+    client.zadd("op:leases", {job_id: 1.0}, xx=True)
+
+
+class Books:
+    """All of the ledger's keys, read raw, to hold the indexes against the records."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.records: dict[str, dict[str, str]] = {}
+        self.sets: dict[str, dict[str, float]] = {}
+        for raw in client.scan_iter("op:*", count=1000):
+            key = raw.decode()
+            if key.startswith("op:job:"):
+                fields = client.hgetall(raw)
+                self.records[key[7:]] = {name.decode(): value.decode() for name, value in fields.items()}
+            elif client.type(raw) == b"zset":
+                rows = client.zrange(raw, 0, -1, withscores=True)
+                self.sets[key] = {member.decode(): score for member, score in rows}
+
+    def where(self, prefix: str) -> dict[str, list[str]]:
+        """Which sets of a kind each job is in."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for key, members in self.sets.items():
+            if key.startswith(prefix):
+                for member in members:
+                    found[member].append(key.removeprefix(prefix))
+        return found
+
+    def check(self, window: int) -> None:
+        """Every index says what the records say, and the window is kept."""
+        records = self.records
+        lanes = {
+            job_id: f"{fields['class']}:{fields['model']}:{fields['owner']}"
+            for job_id, fields in records.items()
+        }
+        queued = {job_id for job_id, fields in records.items() if fields["state"] == "queued"}
+        leased = {
+            job_id for job_id, fields in records.items() if fields["state"] in {"running", "cancelling"}
+        }
+        assert self.where("op:state:") == {job_id: [fields["state"]] for job_id, fields in records.items()}
+        assert self.where("op:owner:") == {job_id: [fields["owner"]] for job_id, fields in records.items()}
+        assert self.where("op:queued:") == {job_id: [records[job_id]["model"]] for job_id in queued}
+        waiting, sent = self.where("op:wait:"), self.where("op:sent:")
+        assert not set(waiting) & set(sent)
+        assert waiting | sent == {job_id: [lanes[job_id]] for job_id in queued}
+        assert set(self.sets.get("op:leases", {})) == leased
+        assert set(self.sets.get("op:expiry", {})) == set(records) - queued - leased
+        assert {lane for kind in (waiting, sent) for (lane,) in kind.values()} <= set(
+            self.sets.get("op:lanes", {})
+        )
+        self._check_window(sent, waiting, window)
+
+    def _check_window(self, sent: dict[str, list[str]], waiting: dict[str, list[str]], window: int) -> None:
+        places: dict[str, list[str]] = defaultdict(list)
+        for job_id, (lane,) in sent.items():
+            places[lane].append(job_id)
+        for lane, members in places.items():  # those that had their turn come back beyond the window
+            fresh = [job_id for job_id in members if not int(self.records[job_id].get("attempt", 0))]
+            assert len(fresh) <= window, (lane, members)
+        for (lane,) in waiting.values():
+            assert len(places[lane]) >= window, f"a place of {lane} is free while jobs wait"
+
+
+def states(books: Ledger, *job_ids: str) -> list[JobState]:
+    """The states of jobs."""
+    found = [books.job(job_id) for job_id in job_ids]
+    return [record.state for record in found if record is not None]

@@ -1,0 +1,507 @@
+"""The ledger's calls, one by one, on a real Redis."""
+
+import threading
+
+import pytest
+import redis
+from redis.exceptions import ResponseError
+
+from overpaint_shared.errors import (
+    EngineDied,
+    LedgerUnreachable,
+    OverpaintError,
+    TokenConflict,
+    UnknownJob,
+)
+from overpaint_shared.ledger import (
+    Beat,
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    JobState,
+    Ledger,
+    ReleaseReason,
+    SubmitConflict,
+    spec_digest,
+)
+from overpaint_shared.ledger.scripts import source
+from overpaint_shared.setting_views import LedgerSettings
+from tests.integration.ledgers import Books, expire_lease, job, ledger, names, reaper, states, worker
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def books(redis_url: str) -> Ledger:
+    return ledger(redis_url)
+
+
+def running(books: Ledger, job_id: str = "a", worker_id: str = "w1", **values) -> int:
+    """Submit and claim a job; its token."""
+    books.submit([job(job_id, **values)])
+    return books.claim(job_id, worker_id).token
+
+
+def test_a_submitted_job_has_a_record_and_a_message_due(books: Ledger):
+    (answer,) = books.submit(
+        [job("a", group="g", labels={"shot": "12"}, features=frozenset({"method:img2img"}))]
+    )
+    assert answer.created
+    assert [(due.job_id, due.model, due.priority, due.title) for due in answer.wakeups] == [
+        ("a", "sd15", 3, "a")
+    ]
+    record = books.job("a")
+    assert record is not None
+    assert record.state is JobState.QUEUED
+    assert (record.group, record.labels, record.spec_json) == ("g", {"shot": "12"}, '{"version":1}')
+    assert record.features == {"method:img2img"}
+    assert record.to_json()["spec"] == {"version": 1}
+
+
+def test_a_job_runs_from_claim_to_commit(books: Ledger):
+    token = running(books)
+    assert books.renew("w1", [Beat("a", token, "denoise", 3, 20)]) == {"a": "ok"}
+    record = books.job("a")
+    assert record is not None
+    assert (record.stage, record.step, record.of, record.worker) == ("denoise", 3, 20, "w1")
+    finished = books.finish("a", token, Done({"image.png": "results/a/1/image.png"}))
+    assert finished.accepted
+    record = books.job("a")
+    assert record is not None
+    assert record.state is JobState.DONE
+    assert record.result == {"image.png": "results/a/1/image.png"}
+    assert record.ended is not None
+    assert record.lease is None
+
+
+def test_a_running_job_is_busy_for_everyone_its_own_worker_included(books: Ledger):
+    running(books)
+    assert books.claim("a", "w1").verdict == "busy"
+    assert books.claim("a", "w2").verdict == "busy"
+
+
+def test_a_job_whose_lease_ran_out_is_busy_until_the_reaper_has_counted_it(
+    books: Ledger, redis_client: redis.Redis
+):
+    running(books)
+    expire_lease(redis_client, "a")
+    assert books.claim("a", "w2").verdict == "busy"
+
+
+def test_only_one_of_many_claims_at_once_wins(books: Ledger):
+    books.submit([job("a")])
+    start, verdicts = threading.Barrier(8), []
+
+    def claim(number: int) -> None:
+        start.wait()
+        verdicts.append(books.claim("a", f"w{number}").verdict)
+
+    threads = [threading.Thread(target=claim, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(verdicts) == ["busy"] * 7 + ["ok"]
+
+
+def test_tokens_rise_over_all_jobs_and_are_not_reset_by_replay(books: Ledger):
+    first = running(books, "a")
+    second = running(books, "b")
+    books.finish("a", first, Failed({"code": "input", "message": "torn"}))
+    books.replay("a")
+    third = books.claim("a", "w1")
+    assert first < second < third.token
+    assert third.attempt == 1
+
+
+def test_a_stale_token_commits_nothing(books: Ledger, redis_client: redis.Redis, redis_url: str):
+    stale = running(books)
+    expire_lease(redis_client, "a")
+    reaper(redis_url).reap()
+    assert not books.finish("a", stale, Done({"image.png": "early"})).accepted
+    current = books.claim("a", "w2").token
+    assert not books.finish("a", stale, Done({"image.png": "stale"})).accepted
+    assert not books.finish("a", stale, Failed({"code": "input", "message": "stale"})).accepted
+    assert books.finish("a", current, Done({"image.png": "current"})).accepted
+    record = books.job("a")
+    assert record is not None
+    assert record.result == {"image.png": "current"}
+
+
+def test_a_finish_whose_answer_was_lost_is_accepted_when_asked_again(books: Ledger):
+    token = running(books)
+    assert books.finish("a", token, Done({})).accepted
+    assert books.finish("a", token, Done({})).accepted
+    assert not books.finish("a", token, Failed({"code": "input", "message": "no"})).accepted
+
+
+def test_a_claim_whose_answer_was_lost_gives_the_same_token_again(
+    books: Ledger, monkeypatch: pytest.MonkeyPatch
+):
+    class SameCall:
+        hex = "one-call"
+
+    monkeypatch.setattr("overpaint_shared.ledger.ledger.uuid.uuid4", SameCall)
+    books.submit([job("a")])
+    first, again = books.claim("a", "w1"), books.claim("a", "w1")
+    assert (first.verdict, again.verdict) == ("ok", "ok")
+    assert (first.token, first.attempt, first.spec_json) == (again.token, again.attempt, again.spec_json)
+
+
+def test_a_renewal_moves_the_lease_for_all_jobs_in_one_call(books: Ledger, redis_client: redis.Redis):
+    beats = [Beat(job_id, running(books, job_id)) for job_id in "abc"]
+    for job_id in "abc":
+        expire_lease(redis_client, job_id)
+    before = redis_client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert books.renew("w1", [*beats, Beat("gone", 1)]) == {"a": "ok", "b": "ok", "c": "ok", "gone": "lost"}
+    assert redis_client.info("commandstats")["cmdstat_evalsha"]["calls"] == before + 1
+    (seconds, _) = redis_client.time()
+    leases = dict(redis_client.zrange("op:leases", 0, -1, withscores=True))
+    assert all(lease > seconds + 50 for lease in leases.values())
+
+
+def test_progress_is_published_once_per_change(books: Ledger):
+    token = running(books)
+    with books.events("ann") as events:
+        for step in (1, 1, 2):
+            books.renew("w1", [Beat("a", token, "denoise", step, 20)])
+        books.finish("a", token, Done({}))
+        seen = collect(events, JobState.DONE)
+    assert [(event.state, event.stage, event.step) for event in seen] == [
+        (JobState.RUNNING, "denoise", 1),
+        (JobState.RUNNING, "denoise", 2),
+        (JobState.DONE, None, 0),
+    ]
+
+
+def collect(events, last: JobState) -> list[Event]:
+    """Events up to the first in state `last`."""
+    seen: list[Event] = []
+
+    def ended() -> bool:
+        event = events.poll(0.5)
+        if event is not None:
+            seen.append(event)
+        return event is not None and event.state is last
+
+    wait_until(ended, what=f"an event says {last}")
+    return seen
+
+
+def test_events_of_other_owners_and_jobs_are_not_seen(books: Ledger):
+    with books.events("ann", ids={"b"}) as events:
+        books.submit([job("a"), job("x", owner="bob"), job("b")])
+        books.cancel("b")
+        assert [event.job_id for event in collect(events, JobState.CANCELLED)] == ["b", "b"]
+
+
+def test_a_queued_job_is_cancelled_at_once_and_never_runs(books: Ledger):
+    books.submit([job("a")])
+    assert books.cancel("a").state is JobState.CANCELLED
+    assert books.claim("a", "w1").verdict == "skip"
+
+
+def test_a_running_job_is_cancelled_when_its_worker_confirms(books: Ledger):
+    token = running(books)
+    assert books.cancel("a").state is JobState.CANCELLING
+    assert books.renew("w1", [Beat("a", token)]) == {"a": "cancel"}
+    assert books.finish("a", token, Cancelled()).accepted
+    assert states(books, "a") == [JobState.CANCELLED]
+
+
+def test_a_picture_that_was_finished_before_the_cancel_was_seen_is_kept(books: Ledger):
+    token = running(books)
+    books.cancel("a")
+    assert books.finish("a", token, Done({"image.png": "k"})).accepted
+    assert states(books, "a") == [JobState.DONE]
+    assert books.cancel("a").state is JobState.DONE
+
+
+@pytest.mark.parametrize("how", ["failed", "crashed", "stopped", "unable", "reaped"])
+def test_a_cancelling_job_ends_cancelled_whatever_happens_to_its_worker(
+    books: Ledger, how: str, redis_url: str, redis_client: redis.Redis
+):
+    token = running(books)
+    books.cancel("a")
+    if how == "failed":
+        books.finish("a", token, Failed({"code": "input", "message": "torn"}))
+    elif how == "reaped":
+        expire_lease(redis_client, "a")
+        reaper(redis_url).reap()
+    else:
+        books.release("a", token, ReleaseReason(how))
+    record = books.job("a")
+    assert record is not None
+    assert record.state is JobState.CANCELLED
+    assert record.error is None
+
+
+def test_an_unknown_job_is_gone(books: Ledger):
+    assert books.job("nobody") is None
+    assert books.claim("nobody", "w1").verdict == "gone"
+    assert books.cancel("nobody").state is None
+    assert books.release("nobody", 1, ReleaseReason.STOPPED).state is None
+    assert books.finish("nobody", 1, Done({})).state is None
+    with pytest.raises(UnknownJob):
+        books.replay("nobody")
+
+
+def test_a_released_job_is_due_at_the_front_and_counts_nothing(books: Ledger):
+    token = running(books)
+    released = books.release("a", token, ReleaseReason.STOPPED)
+    assert released.state is JobState.QUEUED
+    assert [due.front for due in released.wakeups] == [True]
+    record = books.job("a")
+    assert record is not None
+    assert (record.crashes, record.lost_hosts) == (0, 0)
+    assert books.claim("a", "w2").verdict == "ok"
+
+
+def test_a_renewal_with_another_token_is_lost(books: Ledger):
+    token = running(books)
+    assert books.renew("w1", [Beat("a", token + 1)]) == {"a": "lost"}
+    books.release("a", token, ReleaseReason.STOPPED)
+    assert books.renew("w1", [Beat("a", token)]) == {"a": "lost"}
+
+
+def test_a_release_with_a_stale_token_changes_nothing(books: Ledger):
+    stale = running(books)
+    books.release("a", stale, ReleaseReason.STOPPED)
+    current = books.claim("a", "w2").token
+    assert books.release("a", stale, ReleaseReason.CRASHED).state is JobState.RUNNING
+    assert books.renew("w2", [Beat("a", current)]) == {"a": "ok"}
+
+
+def test_a_job_that_crashes_too_often_is_dead_and_says_what_happened(books: Ledger):
+    books.announce(worker("w1"))
+    books.submit([job("a")])
+    for crashes in range(4):
+        claim = books.claim("a", "w1")
+        assert (claim.verdict, claim.crashes) == ("ok", crashes)
+        released = books.release("a", claim.token, ReleaseReason.CRASHED, "killed by signal 11")
+    assert released.state is JobState.DEAD
+    record = books.job("a")
+    assert record is not None
+    assert record.error is not None
+    error = OverpaintError.from_json(record.error)
+    assert isinstance(error, EngineDied)
+    assert "4 times" in str(error)
+    assert "name-of-w1" in str(error)
+    assert "signal 11" in str(error)
+    assert books.claim("a", "w1").verdict == "dead"
+
+
+def test_a_dead_job_is_replayed_with_its_counts_reset(books: Ledger, redis_url: str):
+    stern = ledger(redis_url, max_crashes=0)
+    token = running(books)
+    assert stern.release("a", token, ReleaseReason.CRASHED).state is JobState.DEAD
+    assert names(books.replay("a")) == ["a"]
+    record = books.job("a")
+    assert record is not None
+    assert (record.state, record.crashes, record.attempt, record.error, record.fault) == (
+        JobState.QUEUED,
+        0,
+        0,
+        None,
+        None,
+    )
+    assert record.token == token
+
+
+@pytest.mark.parametrize("state", ["done", "cancelled", "running"])
+def test_a_job_that_did_not_fail_cannot_be_replayed(books: Ledger, state: str):
+    token = running(books)
+    if state != "running":
+        books.finish("a", token, Done({}) if state == "done" else Cancelled())
+    with pytest.raises(OverpaintError, match=f"a is {state}"):
+        books.replay("a")
+    assert states(books, "a") == [JobState(state)]
+
+
+# Fair share ------------------------------------------------------------
+
+
+def test_at_most_a_window_of_an_owners_jobs_has_a_message_and_claims_admit_the_next(redis_url: str):
+    books = ledger(redis_url, window=2)
+    answers = books.submit([job(name) for name in "abcd"])
+    assert [names(answer.wakeups) for answer in answers] == [["a"], ["b"], [], []]
+    assert names(books.claim("a", "w1").wakeups) == ["c"]
+    assert names(books.cancel("b").wakeups) == ["d"]
+    assert books.depth("sd15") == 2
+
+
+def test_owners_models_and_classes_have_windows_of_their_own(redis_url: str):
+    books = ledger(redis_url, window=1)
+    jobs = [
+        job("a"),
+        job("b", owner="bob"),
+        job("c", model="sdxl"),
+        job("d", priority=0),
+        job("e", priority=4),
+    ]
+    answers = books.submit(jobs)
+    assert [len(answer.wakeups) for answer in answers] == [1, 1, 1, 1, 0]
+
+
+def test_a_job_that_comes_back_does_not_wait_for_a_place(redis_url: str, redis_client: redis.Redis):
+    books = ledger(redis_url, window=1)
+    books.submit([job(name) for name in "abc"])
+    claim = books.claim("a", "w1")
+    assert names(claim.wakeups) == ["b"]
+    assert names(books.release("a", claim.token, ReleaseReason.STOPPED).wakeups) == ["a"]
+    assert books.claim("b", "w1").wakeups == ()  # the place is still taken by `a`
+    assert names(books.claim("a", "w1").wakeups) == ["c"]
+    Books(redis_client).check(window=1)
+
+
+# Tokens of submissions ------------------------------------------------------------
+
+
+def test_the_same_token_and_spec_give_the_job_that_is_there(books: Ledger):
+    (first,) = books.submit([job("a", token="t")])
+    (again,) = books.submit([job("b", token="t")])
+    assert (again.id, again.created) == ("a", False)
+    assert names(again.wakeups) == ["a"]  # the first caller may have died before it published
+    assert books.job("b") is None
+    assert first.created
+
+
+def test_a_token_is_scoped_to_its_owner(books: Ledger):
+    books.submit([job("a", token="t")])
+    (other,) = books.submit([job("b", token="t", owner="bob", spec_json='{"version":2}')])
+    assert other.created
+
+
+def test_a_token_never_stands_for_another_spec_and_the_rest_is_submitted(books: Ledger):
+    books.submit([job("a", token="t")])
+    with pytest.raises(TokenConflict, match="t") as conflict:
+        books.submit([job("b"), job("c", token="t", spec_json="{}"), job("d")])
+    assert isinstance(conflict.value, SubmitConflict)
+    assert [answer.id for answer in conflict.value.submitted] == ["b", "d"]
+    assert states(books, "b", "c", "d") == [JobState.QUEUED] * 2
+
+
+def test_a_seed_drawn_at_submit_does_not_make_it_another_spec(books: Ledger):
+    wrote = spec_digest('{"seed":null}')
+    books.submit([job("a", token="t", spec_json='{"seed":1}', digest=wrote)])
+    (again,) = books.submit([job("b", token="t", spec_json='{"seed":2}', digest=wrote)])
+    assert again.id == "a"
+
+
+def test_a_submission_asked_twice_makes_one_job(books: Ledger):
+    books.submit([job("a")])
+    (again,) = books.submit([job("a")])
+    assert (again.id, again.created) == ("a", False)
+    assert books.depth() == 1
+
+
+def test_a_done_job_keeps_its_token(books: Ledger):
+    token = running(books, token="t")
+    books.finish("a", token, Done({}))
+    (again,) = books.submit([job("b", token="t")])
+    assert (again.id, again.wakeups) == ("a", ())
+    assert states(books, "a") == [JobState.DONE]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"job_id": "a b"},
+        {"job_id": "a", "priority": 10},
+        {"job_id": "a", "model": "a:b"},
+        {"job_id": "a", "owner": ""},
+    ],
+    ids=["an id with a space", "priority 10", "a model with a colon", "no owner"],
+)
+def test_a_submission_that_would_break_keys_is_refused(wrong: dict):
+    with pytest.raises(ValueError, match="must"):
+        job(**wrong)
+
+
+# Queries ------------------------------------------------------------
+
+
+def test_listings_are_newest_first_and_filtered(books: Ledger):
+    books.submit(
+        [
+            job("a", group="g"),
+            job("b", owner="bob"),
+            job("c", model="sdxl", labels={"shot": "1"}),
+            job("d", group="g"),
+        ]
+    )
+    token = books.claim("d", "w1").token
+    books.finish("d", token, Done({}))
+
+    def ids(**wanted) -> list[str]:
+        return [record.id for record in books.jobs(**wanted)]
+
+    assert ids() == ["d", "c", "b", "a"]
+    assert ids(limit=2) == ["d", "c"]
+    assert ids(owner="ann") == ["d", "c", "a"]
+    assert ids(owner="ann", group="g") == ["d", "a"]
+    assert ids(state=JobState.QUEUED) == ["c", "b", "a"]
+    assert ids(owner="ann", state={JobState.DONE, JobState.FAILED}) == ["d"]
+    assert ids(model="sdxl") == ["c"]
+    assert ids(labels={"shot": "1"}) == ["c"]
+    assert ids(labels={"shot": "2"}) == []
+
+
+def test_a_listing_longer_than_one_read_is_whole_and_in_order(books: Ledger):
+    wanted = [f"j{number:04}" for number in range(450)]
+    books.submit([job(name) for name in wanted])
+    assert [record.id for record in books.jobs(limit=1000)] == wanted[::-1]
+
+
+def test_depth_counts_and_the_oldest_wait_follow_the_queue(books: Ledger):
+    assert books.oldest_waiting("sd15") is None
+    books.submit([job("a"), job("b"), job("c", model="sdxl")])
+    assert (books.depth(), books.depth("sd15"), books.depth("none")) == (3, 2, 0)
+    waited = books.oldest_waiting("sd15")
+    assert waited is not None
+    wait_until(lambda: (books.oldest_waiting("sd15") or 0) > waited, what="the wait grows")
+    books.claim("a", "w1")
+    assert books.counts()[JobState.QUEUED] == 2
+    assert books.counts()[JobState.RUNNING] == 1
+
+
+def test_workers_are_known_until_they_leave_or_fall_silent(books: Ledger):
+    books.announce(worker("w1", "sd15", features={"lora"}))
+    books.announce(worker("w2"))
+    books.announce(worker("w3"), ttl=0.001)
+    wait_until(lambda: len(books.workers()) == 2, what="the silent worker is forgotten")
+    assert books.workers()[0] == worker("w1", "sd15", features={"lora"})
+    books.retire("w1")
+    assert [record.id for record in books.workers()] == ["w2"]
+
+
+# What Lua may not do ------------------------------------------------------------
+
+
+def test_lua_refuses_a_move_that_the_table_does_not_have(books: Ledger, redis_client: redis.Redis):
+    books.submit([job("a")])
+    script = source("cancel").split("local id, window, keep_s")[0] + "move(load('a'), 'done', clock(), 1)"
+    with pytest.raises(ResponseError, match="illegal move of job a: queued to done"):
+        redis_client.eval(script, 0)
+    assert states(books, "a") == [JobState.QUEUED]
+
+
+def test_a_redis_that_is_not_there_is_a_typed_error_without_the_password():
+    away = Ledger.connect("redis://user:secret@127.0.0.1:1/0", LedgerSettings())
+    assert "secret" not in repr(away)
+    with pytest.raises(LedgerUnreachable) as caught:
+        away.depth()
+    assert "127.0.0.1:1" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert caught.value.fix
+
+
+def test_a_wrong_password_says_so(redis_server):
+    host = redis_server.url.rsplit("@", 1)[-1].removeprefix("redis://")
+    with pytest.raises(LedgerUnreachable, match="password"):
+        Ledger.connect(f"redis://:wrong@{host}", LedgerSettings()).depth()
+
+
+def test_a_client_that_does_not_decode_is_refused(redis_client: redis.Redis):
+    with pytest.raises(ValueError, match="decode_responses"):
+        Ledger(redis_client, LedgerSettings())

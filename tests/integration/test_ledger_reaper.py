@@ -1,0 +1,451 @@
+"""What the reaper mends, what it leaves alone, and what it forgets."""
+
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import redis
+
+from overpaint_producer.services import find_redis, free_ports, start_redis
+from overpaint_shared.errors import (
+    EngineDied,
+    LedgerFull,
+    LedgerUnreachable,
+    OverpaintError,
+    UnsupportedError,
+)
+from overpaint_shared.ledger import Beat, Done, Failed, JobState, Ledger, ReleaseReason, Wakeup
+from overpaint_shared.ledger.reaper import Reaper
+from overpaint_shared.queues import list_name, make_app, publish
+from tests.integration.ledgers import Books, expire_lease, job, ledger, names, reaper, states, worker
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def books(redis_url: str) -> Ledger:
+    return ledger(redis_url)
+
+
+def error_of(books: Ledger, job_id: str) -> OverpaintError:
+    record = books.job(job_id)
+    assert record is not None
+    assert record.error is not None, record
+    return OverpaintError.from_json(record.error)
+
+
+# Lost hosts ------------------------------------------------------------
+
+
+def test_a_job_whose_worker_is_lost_is_queued_again_at_the_front(
+    books: Ledger, redis_url: str, redis_client: redis.Redis
+):
+    books.announce(worker("w1"))
+    books.submit([job("a"), job("b")])
+    books.claim("a", "w1")
+    expire_lease(redis_client, "a")
+    reaped = reaper(redis_url, reap_grace_s=60).reap()
+    assert reaped.expired == ("a",)
+    assert [(due.job_id, due.front) for due in reaped.wakeups] == [("a", True)]
+    record = books.job("a")
+    assert record is not None
+    assert (record.state, record.lost_hosts, record.crashes) == (JobState.QUEUED, 1, 0)
+    assert record.fault == "worker name-of-w1 stopped renewing its lease"
+
+
+def test_a_live_lease_is_left_alone(books: Ledger, redis_url: str):
+    books.submit([job("a")])
+    books.claim("a", "w1")
+    assert reaper(redis_url).reap().expired == ()
+
+
+def test_the_holder_of_an_expired_lease_keeps_its_job_if_it_renews_before_the_reaper(
+    books: Ledger, redis_url: str, redis_client: redis.Redis
+):
+    books.submit([job("a")])
+    token = books.claim("a", "w1").token
+    expire_lease(redis_client, "a")
+    assert books.renew("w1", [Beat("a", token)]) == {"a": "ok"}
+    assert reaper(redis_url).reap().expired == ()
+
+
+def test_a_job_that_loses_too_many_workers_is_dead(books: Ledger, redis_url: str, redis_client: redis.Redis):
+    books.submit([job("a")])
+    for _ in range(7):
+        assert books.claim("a", "w1").verdict == "ok"
+        expire_lease(redis_client, "a")
+        reaper(redis_url).reap()
+    assert states(books, "a") == [JobState.DEAD]
+    assert isinstance(error_of(books, "a"), EngineDied)
+    assert "7 workers were lost" in str(error_of(books, "a"))
+
+
+def test_lost_hosts_do_not_count_as_crashes(books: Ledger, redis_url: str, redis_client: redis.Redis):
+    books.submit([job("a")])
+    for _ in range(5):
+        claim = books.claim("a", "w1")
+        assert claim.crashes == 0
+        expire_lease(redis_client, "a")
+        reaper(redis_url).reap()
+    for _ in range(3):
+        books.release("a", books.claim("a", "w1").token, ReleaseReason.CRASHED)
+    assert states(books, "a") == [JobState.QUEUED]
+
+
+# Lost messages ------------------------------------------------------------
+
+
+def send(redis_url: str, wakeups: Iterable[Wakeup]) -> None:
+    app = make_app(redis_url)
+    publish(app, wakeups)
+    app.close()
+
+
+def test_a_message_lost_from_an_empty_list_is_sent_again(books: Ledger, redis_url: str):
+    books.submit([job("a")])
+    reaped = reaper(redis_url).reap()
+    assert reaped.stale == ("a",)
+    assert names(reaped.wakeups) == ["a"]
+
+
+def test_a_message_is_not_lost_within_the_grace(books: Ledger, redis_url: str):
+    books.submit([job("a")])
+    assert reaper(redis_url, reap_grace_s=60).reap().stale == ()
+
+
+def test_a_message_that_still_waits_in_its_list_is_not_sent_again(books: Ledger, redis_url: str):
+    for name in "abc":
+        send(redis_url, books.submit([job(name)])[0].wakeups)
+    assert reaper(redis_url).reap().stale == ()
+
+
+def test_a_job_older_than_the_next_message_of_its_list_has_lost_its_own(
+    books: Ledger, redis_url: str, redis_client: redis.Redis
+):
+    books.submit([job("lost")])
+    (kept,) = books.submit([job("kept")])
+    send(redis_url, kept.wakeups)
+    # Five seconds pass between the two: more than a slow publisher takes.
+    redis_client.zincrby("op:sent:3:sd15:ann", -5, "lost")
+    reaped = reaper(redis_url).reap()
+    assert reaped.stale == ("lost",)
+    assert reaped.wakeups[0].front
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        b"not json",
+        b"[1]",
+        b'{"headers":null}',
+        b'{"headers":{"op_ts":9e99}}',
+        b'{"headers":{"redelivered":true,"op_ts":4e9}}',
+    ],
+    ids=["no JSON", "a list", "no headers", "a stamp from the future", "a redelivered message"],
+)
+def test_an_item_that_tells_nothing_makes_no_job_look_lost(
+    books: Ledger, redis_url: str, redis_client: redis.Redis, item: bytes
+):
+    books.submit([job("a")])
+    redis_client.rpush(list_name("sd15", 5), item)
+    assert reaper(redis_url).reap().stale == ()
+
+
+def test_a_job_sent_to_the_front_does_not_make_the_others_look_lost(books: Ledger, redis_url: str):
+    for name in "abc":
+        send(redis_url, books.submit([job(name)])[0].wakeups)
+    claim = books.claim("a", "w1")
+    send(redis_url, books.release("a", claim.token, ReleaseReason.STOPPED).wakeups)
+    assert reaper(redis_url).reap().stale == ()
+
+
+def test_a_wider_window_is_filled_by_the_reaper(redis_url: str):
+    narrow = ledger(redis_url, window=1)
+    narrow.submit([job(name) for name in "abc"])
+    reaped = reaper(redis_url, window=2, reap_grace_s=60).reap()
+    assert names(reaped.wakeups) == ["b"]
+
+
+def test_a_lane_that_is_empty_is_forgotten(books: Ledger, redis_url: str, redis_client: redis.Redis):
+    books.submit([job("a")])
+    books.cancel("a")
+    reaper(redis_url).reap()
+    assert not redis_client.exists("op:lanes")
+
+
+# Waiting too long ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [1, 0], ids=["with a message", "without a message"])
+def test_a_job_that_waits_too_long_moves_up_one_class_at_a_time(
+    redis_url: str, window: int, redis_client: redis.Redis
+):
+    ledger(redis_url, window=window).submit([job("a", priority=9)])
+    up = reaper(redis_url, age_s=0.0, window=1)
+    seen = []
+    for _ in range(4):
+        reaped = up.reap()
+        record = up.job("a")
+        assert record is not None
+        seen.append((record.priority_class, [due.priority for due in reaped.wakeups]))
+        Books(redis_client).check(window=1)
+    assert [classes for classes, _ in seen] == [6, 3, 0, 0]
+    assert all(due == [classes] for classes, due in seen)
+
+
+def test_a_job_that_has_not_waited_long_stays_in_its_class(redis_url: str):
+    books = reaper(redis_url, age_s=600.0)
+    books.submit([job("a", priority=9)])
+    books.reap()
+    record = books.job("a")
+    assert record is not None
+    assert record.priority_class == 9
+
+
+def test_a_replayed_job_starts_in_the_class_it_was_submitted_to(redis_url: str):
+    books = reaper(redis_url, age_s=0.0)
+    books.submit([job("a", priority=9)])
+    books.reap()
+    books.finish("a", books.claim("a", "w1").token, Failed({"code": "input", "message": "torn"}))
+    assert [due.priority for due in books.replay("a")] == [9]
+
+
+# Jobs that nobody can render ------------------------------------------------------------
+
+
+def test_a_worker_that_lacks_a_feature_leaves_the_job_to_others(books: Ledger, redis_url: str):
+    books.submit([job("a", features={"lora", "vae"})])
+    old = books.claim("a", "old", features={"lora"})
+    assert (old.verdict, old.wakeups) == ("skip", ())  # no wake-up here: alone, it would spin
+    record = books.job("a")
+    assert record is not None
+    assert (record.state, record.attempt, record.excluded) == (JobState.QUEUED, 0, {"old"})
+    reaped = reaper(redis_url, reap_grace_s=60).reap()
+    assert names(reaped.wakeups) == ["a"]  # the next round, not the next grace
+    assert books.claim("a", "new", features={"lora", "vae", "more"}).verdict == "ok"
+
+
+def test_a_feature_is_matched_whole(books: Ledger):
+    books.submit([job("a", features={"vae"})])
+    assert books.claim("a", "w1", features={"vae:tiled", "my-vae"}).verdict == "skip"
+
+
+def test_a_worker_that_gave_a_job_back_as_unable_does_not_get_it_again(books: Ledger, redis_url: str):
+    books.submit([job("a")])
+    token = books.claim("a", "w1").token
+    released = books.release("a", token, ReleaseReason.UNABLE, "no such sampler")
+    assert names(released.wakeups) == ["a"]
+    assert books.claim("a", "w1").verdict == "skip"
+    assert names(reaper(redis_url, reap_grace_s=60).reap().wakeups) == ["a"]
+    claim = books.claim("a", "w2")
+    assert (claim.verdict, claim.crashes) == ("ok", 0)
+
+
+def test_a_message_in_the_wrong_queue_excludes_nobody(books: Ledger):
+    books.submit([job("a")])
+    assert books.claim("a", "w1", models={"sdxl"}).verdict == "skip"
+    assert books.claim("a", "w1", models={"sd15"}).verdict == "ok"
+
+
+def test_a_job_whose_feature_no_live_worker_has_fails_naming_it(books: Ledger, redis_url: str):
+    books.announce(worker("w1", features={"lora"}))
+    books.submit([job("a", features={"lora", "mask:clipseg"})])
+    books.claim("a", "w1", features={"lora"})
+    reaped = reaper(redis_url, unable_after_s=0.0).reap()
+    assert reaped.unable == ("a",)
+    assert isinstance(error_of(books, "a"), UnsupportedError)
+    assert "mask:clipseg" in str(error_of(books, "a"))
+    assert states(books, "a") == [JobState.FAILED]
+
+
+def test_a_job_that_every_worker_gave_back_fails_with_what_the_last_one_said(books: Ledger, redis_url: str):
+    books.announce(worker("w1"))
+    books.submit([job("a")])
+    books.release("a", books.claim("a", "w1").token, ReleaseReason.UNABLE, "the device is too small")
+    books.claim("a", "w1")
+    assert reaper(redis_url, unable_after_s=0.0).reap().unable == ("a",)
+    assert "too small" in str(error_of(books, "a"))
+
+
+def test_a_job_is_not_failed_while_another_live_worker_can_render_it(books: Ledger, redis_url: str):
+    books.announce(worker("old"))
+    books.announce(worker("new", features={"lora"}))
+    books.submit([job("a", features={"lora"})])
+    books.claim("a", "old", features=())
+    assert reaper(redis_url, unable_after_s=0.0).reap().unable == ()
+
+
+def test_a_job_is_not_failed_before_its_time(books: Ledger, redis_url: str):
+    books.announce(worker("old"))
+    books.submit([job("a", features={"lora"}), job("b", model="sdxl")])
+    books.claim("a", "old", features=())
+    assert reaper(redis_url, unable_after_s=60.0).reap().unable == ()
+
+
+def test_jobs_of_a_model_that_no_live_worker_serves_fail_naming_it(redis_url: str):
+    books = ledger(redis_url, window=1)
+    books.announce(worker("w1", "sd15"))
+    books.submit([job("a", model="sdxl"), job("b", model="sdxl"), job("c", model="sd15")])
+    reaped = reaper(redis_url, unable_after_s=0.0).reap()
+    assert sorted(reaped.unable) == ["a", "b"]
+    assert "sdxl" in str(error_of(books, "a"))
+    assert states(books, "c") == [JobState.QUEUED]
+
+
+def test_with_no_live_worker_nothing_is_failed(books: Ledger, redis_url: str):
+    books.submit([job("a", model="sdxl")])
+    assert reaper(redis_url, unable_after_s=0.0).reap().unable == ()
+
+
+def test_times_in_which_nobody_watched_do_not_count_against_a_model(
+    books: Ledger, redis_url: str, redis_client: redis.Redis
+):
+    books.announce(worker("w1", "sd15"))
+    books.submit([job("a", model="sdxl")])
+    reaper(redis_url, unable_after_s=60.0).reap()
+    first, last = redis_client.hget("op:unserved", "sdxl").decode().split()
+    an_hour_ago = f"{float(first) - 3600} {float(last) - 3600}"
+    redis_client.hset("op:unserved", "sdxl", an_hour_ago)
+    assert reaper(redis_url, unable_after_s=60.0).reap().unable == ()
+    redis_client.hset("op:unserved", "sdxl", f"{float(first) - 3600} {last}")
+    assert reaper(redis_url, unable_after_s=60.0, lease_s=0).reap().unable == ("a",)
+
+
+def test_a_model_that_is_served_again_is_no_longer_watched(
+    books: Ledger, redis_url: str, redis_client: redis.Redis
+):
+    books.announce(worker("w1", "sd15"))
+    books.submit([job("a", model="sdxl")])
+    reaper(redis_url).reap()
+    books.announce(worker("w2", "sdxl"))
+    reaper(redis_url).reap()
+    assert not redis_client.exists("op:unserved")
+
+
+# Holding ------------------------------------------------------------
+
+
+def test_the_reaper_holds_one_lease_after_a_silence(redis_url: str, redis_client: redis.Redis):
+    wait_until(
+        lambda: redis_client.info("server")["uptime_in_seconds"] >= 2, what="Redis is older than a lease"
+    )
+    books = ledger(redis_url, lease_s=1.0, reap_s=3.0)
+    mender: Reaper = books._reaper
+    assert not mender.reap(100.0).holding
+    assert not mender.reap(103.0).holding
+    assert mender.reap(110.0).holding  # longer than two rounds
+    assert mender.reap(110.9).holding
+    assert not mender.reap(111.1).holding
+
+
+def test_the_reaper_holds_one_lease_after_redis_restarted_and_then_mends(tmp_path: Path):
+    server = start_redis(tmp_path)
+    try:
+        books = ledger(server.url, lease_s=2.0)
+        token = _submitted_and_claimed(books)
+        assert books.reap().holding  # a young server
+        server.kill()
+        with pytest.raises(LedgerUnreachable):
+            books.reap()
+        server = start_redis(tmp_path)
+        assert books.reap().holding
+        assert books.renew("w1", [Beat("a", token)]) == {"a": "ok"}  # its owner was only cut off
+        wait_until(lambda: books.reap().expired == ("a",), what="the lease ran out and was reaped")
+        assert states(books, "a") == [JobState.QUEUED]
+    finally:
+        server.stop()
+
+
+def _submitted_and_claimed(books: Ledger) -> int:
+    books.submit([job("a")])
+    return books.claim("a", "w1").token
+
+
+# Forgetting ------------------------------------------------------------
+
+
+def test_ended_records_are_swept_with_every_trace(redis_url: str, redis_client: redis.Redis):
+    books = reaper(redis_url, keep_done_s=0, keep_failed_s=0)
+    books.submit([job(name, group="g", token=name) for name in "abcd"])
+    books.finish("a", books.claim("a", "w1").token, Done({"image.png": "k"}))
+    books.finish("b", books.claim("b", "w1").token, Failed({"code": "input", "message": "torn"}))
+    books.cancel("c")
+    books.claim("d", "w1")
+    books.cancel("d")
+    books.reap()
+    assert books.jobs() == []
+    assert {key.decode() for key in redis_client.scan_iter("op:*")} <= {"op:token"}
+    (again,) = books.submit([job("e", token="a", spec_json="{}")])
+    assert again.created
+
+
+def test_live_records_and_those_within_their_time_are_kept(redis_url: str):
+    books = ledger(redis_url, keep_done_s=1000, keep_failed_s=0)
+    eager = reaper(redis_url, keep_done_s=1000, keep_failed_s=0, lease_s=0)
+    books.submit([job(name) for name in "abc"])
+    books.finish("a", books.claim("a", "w1").token, Done({}))
+    books.claim("b", "w1")
+    eager.reap()
+    assert states(books, "a", "b", "c") == [JobState.DONE, JobState.RUNNING, JobState.QUEUED]
+
+
+def test_a_replayed_record_does_not_expire(redis_url: str):
+    books = reaper(redis_url, keep_failed_s=0)
+    books.submit([job("a")])
+    books.finish("a", books.claim("a", "w1").token, Failed({"code": "input", "message": "torn"}))
+    books.replay("a")
+    books.reap()
+    assert states(books, "a") == [JobState.QUEUED]
+
+
+# A full Redis ------------------------------------------------------------
+
+
+def test_a_full_redis_refuses_jobs_by_name_and_still_ends_those_it_has(
+    books: Ledger, redis_client: redis.Redis
+):
+    books.submit([job("a"), job("b")])
+    token = books.claim("a", "w1").token
+    redis_client.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(LedgerFull, match="maxmemory"):
+            books.submit([job("c")])
+        assert books.renew("w1", [Beat("a", token, "denoise", 1, 2)]) == {"a": "ok"}
+        assert books.finish("a", token, Done({"image.png": "k"})).accepted
+        token = books.claim("b", "w1").token
+        assert books.release("b", token, ReleaseReason.CRASHED).state is JobState.QUEUED
+        assert books.cancel("b").state is JobState.CANCELLED
+        books.announce(worker("w1"))
+    finally:
+        redis_client.config_set("maxmemory", "0")
+    assert books.job("c") is None
+
+
+def test_a_redis_cluster_is_refused_by_name(tmp_path: Path):
+    (port,) = free_ports(1)
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--cluster-enabled", "yes"]
+    with subprocess.Popen([find_redis(), *options], stdout=subprocess.DEVNULL) as server:
+        try:
+            books = ledger(f"redis://127.0.0.1:{port}/0")
+            error = wait_until(lambda: _refusal(books.ping, "Cluster"), what="the cluster answers")
+            assert "one Redis primary" in str(error)
+            assert _refusal(lambda: books.submit([job("a")]), "Cluster")
+        finally:
+            server.terminate()
+
+
+def _refusal(call: Callable[[], object], word: str) -> LedgerUnreachable | None:
+    """The error that `call` raises, once it says `word`."""
+    try:
+        call()
+    except LedgerUnreachable as error:
+        return error if word in str(error) else None
+    return None
+
+
+def test_a_worker_that_names_no_models_serves_all_that_it_has(books: Ledger, redis_url: str):
+    everything = replace(worker("w1"), models=(), catalogue=({"kind": "model", "name": "sdxl"},))
+    books.announce(everything)
+    books.submit([job("a", model="sdxl"), job("b", model="sd15")])
+    assert reaper(redis_url, unable_after_s=0.0).reap().unable == ("b",)
