@@ -1,4 +1,4 @@
-"""Makers of awkward picture files, written here from the formats' definitions and not with the code under test."""
+"""Makers of awkward picture files, written from the formats' definitions, not with the code under test."""
 
 import io
 import struct

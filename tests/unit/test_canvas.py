@@ -1,4 +1,4 @@
-"""`prepare`: every filter, crop and pad against the reference's own outputs, and against a second derivation."""
+"""`prepare`: every filter, crop and pad against the reference's outputs and a second derivation."""
 
 import json
 from math import isclose
@@ -153,7 +153,7 @@ def test_filters_agree_with_their_definitions(how: resample.Filter, by_hand, siz
 
 
 def lanczos_by_hand(lines: np.ndarray, size: int) -> np.ndarray:
-    """Antialiased Lanczos of three lobes: the kernel widens by the scale, and is normalised at the borders."""
+    """Antialiased Lanczos of three lobes: the kernel widens by the scale, normalised at the borders."""
     length = lines.shape[0]
     scale = length / size
     wide = max(scale, 1.0)

@@ -401,12 +401,11 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(
         data[position % len(data)] = value
     try:
         made = load(bytes(data))
-    except InputError as error:
-        assert error.field == "source.image"
-    else:
-        assert torch.isfinite(made.rgb).all()
-        assert made.rgb.min() >= 0
-        assert made.rgb.max() <= 1
+    except InputError:
+        return
+    assert torch.isfinite(made.rgb).all()
+    assert made.rgb.min() >= 0
+    assert made.rgb.max() <= 1
 
 
 def channel(data: bytes, name: picture.Channel, **how: bool) -> torch.Tensor:

@@ -11,8 +11,9 @@ import torch
 from overpaint_shared.job import PrepareOp
 from overpaint_shared.settings import Limits
 
+from .deep_png import Samples
 from .geometry import Geometry, Size, plan
-from .picture import Picture, Samples
+from .picture import Picture
 
 
 @dataclass(frozen=True, eq=False)

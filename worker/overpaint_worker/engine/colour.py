@@ -24,8 +24,8 @@ Doubles = NDArray[np.float64]
 HEADER = 128
 MAX_TAGS = 256
 CURVE_STEPS = 65536
-# A profile that moves no colour by this much is sRGB by another name: its writers round the primaries differently,
-# which shows near black by two thirds of an 8-bit level.
+# A profile that moves no colour by this much is sRGB by another name: its writers round the primaries
+# differently, which shows near black by two thirds of an 8-bit level.
 LEVEL = 1 / 255
 # The primaries of sRGB, adapted to the profile connection space's white (D50), as columns.
 SRGB_TO_XYZ = np.array(
@@ -40,8 +40,13 @@ class ProfileError(ValueError):
 class Profile(Protocol):
     """A way into sRGB and, where `returns` holds, back. Arrays are float32 [..., channels], 0..1."""
 
-    channels: int
-    returns: bool
+    @property
+    def channels(self) -> int:
+        """Of a device value: 1 or 3."""
+
+    @property
+    def returns(self) -> bool:
+        """Whether there is a way back."""
 
     def to_srgb(self, device: Floats) -> Floats:
         """Device values [..., channels] to sRGB [..., 3], clipped to 0..1."""
@@ -164,11 +169,11 @@ _TO_LINEAR = _srgb_to_linear(_AXIS)
 
 
 def _along(curve: Doubles, values: NDArray[np.floating]) -> Floats:
-    return np.interp(values, _AXIS, curve).astype(np.float32)
+    return np.asarray(np.interp(values, _AXIS, curve), dtype=np.float32)
 
 
 def _against(curve: Doubles, values: NDArray[np.floating]) -> Floats:
-    return np.interp(values, curve, _AXIS).astype(np.float32)
+    return np.asarray(np.interp(values, curve, _AXIS), dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,14 +227,14 @@ class Grey:
         """Device values [..., 1] to three equal channels."""
         return np.repeat(_against(_TO_LINEAR, _along(self.curve, device)), 3, axis=-1)
 
-    def from_srgb(self, srgb: Floats) -> Floats:
+    def from_srgb(self, srgb: Floats) -> Floats:  # noqa: ARG002 - as every profile
         """Never called: `returns` is false."""
         raise ProfileError("a colour picture has no place in a grey profile")
 
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """A profile with lookup tables, through LittleCMS: relative colorimetric, black point compensated, eight bits."""
+    """A profile with lookup tables, through LittleCMS: relative colorimetric with black point, 8 bits."""
 
     into: ImageCms.ImageCmsTransform
     back: ImageCms.ImageCmsTransform | None
@@ -243,7 +248,7 @@ class Tables:
     @classmethod
     def of(cls, icc: bytes) -> Tables:
         """Build the transforms; raises ProfileError where LittleCMS refuses the profile."""
-        srgb = ImageCms.createProfile("sRGB")
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
         try:
             profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
             into = _transform(profile, srgb)
@@ -267,8 +272,7 @@ class Tables:
 
 
 def _transform(
-    source: ImageCms.core.CmsProfile | ImageCms.ImageCmsProfile,
-    target: ImageCms.core.CmsProfile | ImageCms.ImageCmsProfile,
+    source: ImageCms.ImageCmsProfile, target: ImageCms.ImageCmsProfile
 ) -> ImageCms.ImageCmsTransform:
     return ImageCms.buildTransform(
         source,
@@ -283,4 +287,4 @@ def _transform(
 def _through(transform: ImageCms.ImageCmsTransform, values: Floats) -> Floats:
     levels = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
     result = ImageCms.applyTransform(Image.fromarray(levels), transform)
-    return np.asarray(result).astype(np.float32) / 255
+    return np.asarray(result).astype(np.float32) / np.float32(255)

@@ -1,16 +1,21 @@
-"""Sixteen-bit colour in PNG, which Pillow's modes cannot hold: its decoder reads it in two passes, NumPy writes it."""
+"""Sixteen-bit colour in PNG, which Pillow's modes cannot hold: its decoder reads it in two passes.
+
+Writing is NumPy's and zlib's, since Pillow has no way to.
+"""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-Samples = NDArray[np.uint16]
+Samples = NDArray[np.unsignedinteger[Any]]
+"""Of 8 or of 16 bits a sample."""
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}  # PNG's number for so many channels (PNG third edition, table 8)
@@ -27,7 +32,7 @@ def _raw_mode(image: Image.Image) -> object:
     return tiles[0].args if tiles else None
 
 
-def read(data: bytes) -> Samples:
+def read(data: bytes) -> NDArray[np.uint16]:
     """Decode every bit of a picture for which `is_deep` holds, to uint16 [H, W, channels].
 
     Pillow's unpackers of 16-bit samples keep one byte of each. Told that the samples are little-endian they
@@ -36,10 +41,13 @@ def read(data: bytes) -> Samples:
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         raw = _raw_mode(image)
     if raw == "LA;16B":
-        pair = _decode(data, "RGBA").astype(np.uint16)
-        return pair[..., 0::2] << 8 | pair[..., 1::2]
-    high = _decode(data, str(raw)).astype(np.uint16)
-    return high << 8 | _decode(data, str(raw).replace("16B", "16L"))
+        pair = _decode(data, "RGBA")
+        return _joined(pair[..., 0::2], pair[..., 1::2])
+    return _joined(_decode(data, str(raw)), _decode(data, str(raw).replace("16B", "16L")))
+
+
+def _joined(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    return np.asarray(high.astype(np.uint16) << 8 | low, dtype=np.uint16)
 
 
 def _decode(data: bytes, raw_mode: str) -> NDArray[np.uint8]:
@@ -68,5 +76,5 @@ def _filtered(samples: Samples) -> bytes:
     """Rows of big-endian bytes, each less its left neighbour's, behind the filter's number."""
     height, width, channels = samples.shape
     rows = samples.astype(">u2").view(np.uint8).reshape(height, width, 2 * channels)
-    rows = np.concatenate([rows[:, :1], rows[:, 1:] - rows[:, :-1]], axis=1).reshape(height, -1)
-    return np.pad(rows, ((0, 0), (1, 0)), constant_values=SUB_FILTER).tobytes()
+    differences = np.concatenate([rows[:, :1], rows[:, 1:] - rows[:, :-1]], axis=1)
+    return np.pad(differences.reshape(height, -1), ((0, 0), (1, 0)), constant_values=SUB_FILTER).tobytes()

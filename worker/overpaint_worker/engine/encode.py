@@ -1,4 +1,4 @@
-"""A rendered picture to bytes: back in the source's profile and depth, original pixels put back bit for bit."""
+"""A rendered picture to bytes: in the source's profile and depth, original pixels put back bit for bit."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from overpaint_shared.errors import EngineError, InputError
 from overpaint_shared.job import Output
 
 from . import colour, deep_png
-from .picture import Samples
+from .deep_png import Samples
 
-# zlib's level for PNG. A photograph is hardly smaller at 6 (a few in a hundred) and takes about twice the time, which
-# is the CPU threads' largest single cost; the reference uses 4 too.
+# zlib's level for PNG: the reference's too. A photograph is hardly smaller at 6 and takes much longer, and
+# encoding is the CPU threads' largest single cost.
 PNG_LEVEL = 4
 JPEG_QUALITY = 95
 WEBP_QUALITY = 90
@@ -50,8 +50,10 @@ def check(output: Output, width: int, height: int, alpha: torch.Tensor | None, f
 
     Args:
         output: the job's wishes.
-        width, height: of the result, pixels.
+        width: of the result, pixels.
+        height: of the result, pixels.
         alpha: of the result, [H, W], or None.
+        field: where the wishes stand in the job.
 
     Raises:
         InputError: transparency in a JPEG, or too long a side.
@@ -98,7 +100,7 @@ def quantise(values: torch.Tensor, depth: Literal[8, 16] = 8, *, truncate: bool 
     top = 2**depth - 1
     levels = np.clip(values.cpu().numpy().astype(np.float32) * np.float32(top), 0, top)
     whole = levels if truncate else np.rint(levels)
-    return whole.astype(np.uint8) if depth == 8 else whole.astype(np.uint16)
+    return np.asarray(whole, dtype=np.uint8 if depth == 8 else np.uint16)
 
 
 def encode(
@@ -119,8 +121,8 @@ def encode(
         output: format and quality.
         icc: the profile the result returns to; None: sRGB.
         alpha: float [H, W], 1 = opaque, or None.
-        text: notes to carry. In a PNG each is a text chunk of its name; elsewhere they stand as one JSON object in the
-            EXIF user comment, where they fit. The name XMP_KEY is an XMP packet in every format.
+        text: notes to carry. In a PNG each is a text chunk of its name; elsewhere they stand as one JSON
+            object in the EXIF user comment, where they fit. The name XMP_KEY is an XMP packet in every format.
         depth: bits a sample; 16 in PNG only, the other formats hold 8.
         spared: pixels to put back as the file had them.
         compat: cut levels off instead of rounding them, as the reference does.

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from overpaint_shared.errors import InputError, MaskError
 from overpaint_shared.job import Crop, Pad, PrepareOp, Scale, ScaleBy
 
 from . import resample
+from .deep_png import Samples
 from .resample import Filter
 
 GREY = 0.5  # what the reference paints where a picture is extended
@@ -64,7 +64,7 @@ class CropStep:
         x, y, width, height = self.box
         return plane[y : y + height, x : x + width].contiguous()
 
-    def samples(self, samples: NDArray[np.integer]) -> NDArray[np.integer] | None:
+    def samples(self, samples: Samples) -> Samples | None:
         """The file's own values [H, W, 3], cropped alike."""
         x, y, width, height = self.box
         return samples[y : y + height, x : x + width]
@@ -90,7 +90,7 @@ class ScaleStep:
         """[H, W] to [h, w], bilinearly whatever the filter."""
         return resample.resize_plane(CropStep(self.box).plane(plane), *self.size)
 
-    def samples(self, samples: NDArray[np.integer]) -> NDArray[np.integer] | None:
+    def samples(self, samples: Samples) -> Samples | None:
         """Scaled pixels are no longer the file's own, unless the size stays."""
         return CropStep(self.box).samples(samples) if self.size == self.box[2:] else None
 
@@ -123,14 +123,14 @@ class PadStep:
         """[H, W] onto 0."""
         return self._onto(torch.zeros(self.size.height, self.size.width), plane)
 
-    def samples(self, samples: NDArray[np.integer]) -> NDArray[np.integer] | None:
+    def samples(self, samples: Samples) -> Samples | None:
         """The file's own values, middle grey around them."""
         grey = np.iinfo(samples.dtype).max // 2 + 1
         around = ((self.top, self.bottom), (self.left, self.right), (0, 0))
         return np.pad(samples, around, constant_values=grey)
 
     def added(self) -> torch.Tensor | None:
-        """The mask [h, w] of the new part: 1 there, falling to 0 as a square over `feathering` pixels inside."""
+        """The mask [h, w] of the new part: 1 there, inside it falls as a square over `feathering` pixels."""
         return self._onto(torch.ones(self.size.height, self.size.width), self._feather())
 
     def _onto(self, canvas: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
@@ -176,7 +176,7 @@ class Geometry:
         return any(isinstance(step, PadStep) for step in self.steps)
 
     def carry(self, mask: torch.Tensor, field: str = "mask") -> torch.Tensor:
-        """Take a mask [H, W] of the source's size to the canvas: cropped alike, scaled bilinearly, padded with 0.
+        """Take a mask [H, W] of the source's size along: cropped alike, scaled bilinearly, padded with 0.
 
         Raises:
             MaskError: its size is not the source's.
@@ -189,14 +189,14 @@ class Geometry:
         """Take a picture [H, W, C] of the source's size through the steps."""
         return reduce(lambda picture, step: step.picture(picture, depth), self.steps, rgb)
 
-    def samples(self, samples: NDArray[np.integer] | None) -> NDArray[np.integer] | None:
+    def samples(self, samples: Samples | None) -> Samples | None:
         """Take the file's own values through the steps; None once a step has made new ones."""
         for step in self.steps:
             samples = None if samples is None else step.samples(samples)
         return samples
 
     def added(self) -> torch.Tensor:
-        """The mask [h, w] of all that `pad` steps added; later steps crop, scale and extend it like any mask."""
+        """The mask [h, w] of all that `pad` steps added, taken through later steps like any mask."""
         mask = torch.zeros(self.source.height, self.source.width)
         for step in self.steps:
             new = step.added()

@@ -1,4 +1,4 @@
-"""Masks: float32 [H, W], 0..1, 1 = repaint. Sources, operations, combination, and the checks a mask must pass.
+"""Masks: float32 [H, W], 0..1, 1 = repaint. Sources, operations, combination, and checks.
 
 A mask is first brought onto the canvas; all its operations then count the canvas's pixels.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from overpaint_shared.errors import InputError, MaskError
+from overpaint_shared.errors import MaskError
 from overpaint_shared.job import (
     AlphaMask,
     Blur,
@@ -55,7 +55,8 @@ def build(
         mask: the job's description.
         source: the picture before `prepare`.
         canvas: the picture after it.
-        images: for each path of an image mask in the job ("mask", "mask.masks[1]"), what `picture.load_mask` read.
+        images: for each path of an image mask in the job ("mask", "mask.masks[1]"), what
+            `picture.load_mask` read.
         find: does CLIPSeg's work, where there is any.
         compat: the reference's defects.
         field: where the description stands in the job.
@@ -120,7 +121,7 @@ def from_alpha(source: Picture, *, compat: bool = False, field: str = "mask") ->
 
 
 def load_image_mask(source: Picture) -> torch.Tensor:
-    """The second output of the reference's Load Image: 1 - alpha, or 64 x 64 zeros whatever the picture's size."""
+    """The second output of the reference's Load Image: 1 - alpha, or else 64 x 64 zeros of any size."""
     return torch.zeros(64, 64) if source.alpha is None else 1 - source.alpha
 
 
@@ -190,8 +191,8 @@ def feather_borders(
 ) -> torch.Tensor:
     """Weaken a mask [H, W] towards the picture's borders (the reference's FeatherMask).
 
-    The i-th row or column from a border is multiplied by (i + 1) / width. Under `compat` the right and the bottom
-    start one too early, as in the reference: the first column stands in for the last.
+    The i-th row or column from a border is multiplied by (i + 1) / width. Under `compat` the
+    right and the bottom start one too early, as in the reference: the first column stands in for the last.
     """
     height, width = mask.shape
     out = mask * _ramp(width, left)
@@ -214,7 +215,7 @@ def _far_ramp(length: int, reach: int, *, compat: bool) -> torch.Tensor:
 
 
 def blur(mask: torch.Tensor, radius: float) -> torch.Tensor:
-    """Gaussian blur of a mask [H, W] with a standard deviation of `radius` pixels, reflected at the borders."""
+    """Gaussian blur of a mask [H, W], standard deviation `radius` pixels, reflected at the borders."""
     if radius == 0:
         return mask
     return torch.from_numpy(ndimage.gaussian_filter(mask.numpy(), sigma=radius)).clamp(0, 1)
@@ -252,9 +253,10 @@ def check_coverage(mask: torch.Tensor, least: float, most: float, field: str = "
 
 
 def check_survives(mask: torch.Tensor, latent_width: int, latent_height: int, field: str = "mask") -> None:
-    """Refuse a mask [H, W] that is not empty, but is once it is scaled to the latent's size: it would repaint nothing.
+    """Refuse a mask [H, W] of which nothing is left at the latent's size: it would repaint nothing.
 
-    Each latent cell sees the four pixels around its centre only, so a line of one pixel can fall between them.
+    Each latent cell sees the four pixels around its centre only, so a line of one pixel can fall between.
+    An empty mask is not thin; `check_coverage` is for that.
     """
     seen = resample.resize_plane(mask, latent_width, latent_height)
     if mask.max() > 0 and seen.max() == 0:
@@ -263,66 +265,3 @@ def check_survives(mask: torch.Tensor, latent_width: int, latent_height: int, fi
         raise MaskError(
             f"the mask is so thin that nothing of it is left at {size}", field=field, value=size, fix=fix
         )
-
-
-def composite(original: torch.Tensor, result: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The result [H, W, C] where the mask [H, W] is 1, the original where it is 0 (bit for bit), a mix between."""
-    if not original.shape[:2] == result.shape[:2] == mask.shape:
-        raise ValueError(f"sizes differ: {original.shape}, {result.shape}, {mask.shape}")
-    weight = mask.unsqueeze(-1)
-    mixed = weight * result + (1 - weight) * original
-    return torch.where(weight == 0, original, mixed)
-
-
-def composite_at(
-    destination: torch.Tensor,
-    source: torch.Tensor,
-    x: int,
-    y: int,
-    mask: torch.Tensor | None = None,
-    *,
-    resize_source: bool = False,
-    compat: bool = False,
-) -> torch.Tensor:
-    """Put a picture onto another at a place (the reference's ImageCompositeMasked).
-
-    Args:
-        destination: float32 [H, W, C].
-        source: float32 [h, w, c]; channels beyond the destination's are dropped, a missing alpha is opaque.
-        x, y: where the source's corner comes to lie; what reaches over the border is cut.
-        mask: float32 of any size, scaled to the source's; None: the whole source.
-        resize_source: scale the source to the destination's size first.
-        compat: an RGB source on an RGBA destination fails, as in the reference.
-
-    Raises:
-        InputError: under `compat`, the destination has more channels than the source.
-
-    """
-    height, width, channels = destination.shape
-    if resize_source:
-        source = resample.resize(source, width, height, "bilinear")
-    source = _with_channels(source, channels, compat=compat)
-    weight = torch.ones(source.shape[:2]) if mask is None else mask
-    weight = resample.resize_plane(weight, source.shape[1], source.shape[0])
-    x, y = min(x, width), min(y, height)
-    rows, columns = min(source.shape[0], height - y), min(source.shape[1], width - x)
-    weight = weight[:rows, :columns, None]
-    out = destination.clone()
-    under = out[y : y + rows, x : x + columns]
-    under.copy_(weight * source[:rows, :columns] + (1 - weight) * under)
-    return out
-
-
-def _with_channels(source: torch.Tensor, channels: int, *, compat: bool) -> torch.Tensor:
-    missing = channels - source.shape[-1]
-    if missing > 0 and compat:
-        fix = "drop the destination's alpha channel, or leave compat"
-        value = f"{source.shape[-1]} on {channels} channels"
-        raise InputError(
-            "the reference cannot put this on a picture with more channels",
-            field="compat",
-            value=value,
-            fix=fix,
-        )
-    opaque = torch.ones(*source.shape[:2], max(missing, 0))
-    return torch.cat([source[..., :channels], opaque], dim=-1)

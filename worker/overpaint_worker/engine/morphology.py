@@ -1,4 +1,4 @@
-"""Growing, shrinking and softening of masks, float32 [H, W]. Grey values stay grey; the border invents nothing.
+"""Growing, shrinking and softening of masks, float32 [H, W]. Grey stays grey; the border invents nothing.
 
 Each costs the same for any radius, but for `diamond`, whose cost grows with the radius' logarithm.
 """
@@ -13,7 +13,7 @@ Plane = NDArray[np.float32]
 
 
 def dilate(mask: Plane, radius: int, *, tapered: bool) -> Plane:
-    """The largest value within `radius` steps: of the four neighbours (tapered, a diamond) or of all eight (a square).
+    """The largest value within `radius` steps: to four neighbours (tapered, a diamond) or to eight (a square).
 
     The same as `radius` grey dilations with a 3 x 3 footprint and reflected borders.
     """
@@ -33,8 +33,8 @@ def erode(mask: Plane, radius: int, *, tapered: bool) -> Plane:
 def _diamond(mask: Plane, radius: int) -> Plane:
     """Dilation by |dx| + |dy| <= radius, in a number of passes that grows with log2(radius).
 
-    A diamond of radius r, moved to the four points at distance b <= r and left in the middle, covers the diamond of
-    radius r + b. On the way a move may leave the picture, hence the margin.
+    A diamond of radius r, moved to the four points at distance b <= r and left in the middle, covers the
+    diamond of radius r + b. On the way a move may leave the picture, hence the margin.
     """
     margin = radius // 2 + 1
     grown = np.pad(mask, margin, constant_values=-np.inf)
@@ -57,7 +57,7 @@ def _plus(plane: Plane, step: int) -> Plane:
 
 
 def soften_inward(mask: Plane, width: int) -> Plane:
-    """Weaken the mask near where it is 0: by d / width at Euclidean distance d < width from the nearest such pixel.
+    """Weaken the mask near where it is 0: by d / width at Euclidean distance d < width from there.
 
     What is 0 stays 0, what is farther in stays as it is, nothing grows, and the picture's border is no edge.
     """

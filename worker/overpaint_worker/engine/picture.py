@@ -1,4 +1,4 @@
-"""Encoded bytes to a picture the engine can work on: upright, in sRGB, with its alpha, depth and profile kept.
+"""Encoded bytes to a picture to work on: upright, in sRGB, with its alpha, depth and profile kept.
 
 What is refused is refused from the header, before anything is decoded: too many bytes, pixels or frames, and
 formats that nobody needs here. See docs/pictures.md for the rules in words.
@@ -13,20 +13,20 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from overpaint_shared.errors import InputError, MaskError
 from overpaint_shared.settings import Limits
 
 from . import colour, deep_png
+from .deep_png import Samples
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # each opened by content; JPEG brings MPO, what many phones write
 MAX_SIDE = 65_535
-OPAQUE_BITS = TiffImagePlugin.BITSPERSAMPLE
+BITS_PER_SAMPLE = TiffImagePlugin.BITSPERSAMPLE
 # Pillow's own limit is one for the whole process and knows no job; ours are checked before it would act.
 Image.MAX_IMAGE_PIXELS = None
 
-Samples = NDArray[np.uint8] | NDArray[np.uint16]
 Channel = Literal["red", "green", "blue", "alpha"]
 
 _UPRIGHT = {
@@ -50,8 +50,8 @@ class Picture:
         alpha: float32 [H, W], 1 = opaque; None where the file has no transparency.
         icc: the profile that the result returns to; None for sRGB.
         depth: bits a sample, 8 or 16.
-        samples: uint8 or uint16 [H, W, 3], the file's own values in the space of `icc`, for putting pixels back
-            bit for bit; None where that space is left for good (grey profiles, scanner profiles).
+        samples: uint8 or uint16 [H, W, 3], the file's own values in the space of `icc`, for putting pixels
+            back bit for bit; None where that space is left for good (grey profiles, scanner profiles).
         notes: what a person should know, for the receipt.
 
     """
@@ -174,7 +174,7 @@ def _open(data: bytes, field: str) -> Image.Image:
         raise InputError("the picture is empty", field=field, value=0, fix=fix)
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise InputError(
             "this is not a picture that can be read", field=field, value=data[:16].hex(), fix=fix
         ) from error
@@ -218,7 +218,7 @@ def _check_mode(image: Image.Image, field: str, *, compat: bool) -> None:
         "I": "its samples are 32-bit integers, which have no agreed white",
     }.get(mode)
     if isinstance(image, TiffImagePlugin.TiffImageFile) and mode not in {"I;16", "I;16B", "I;16L", "I", "F"}:
-        bits = image.tag_v2.get(OPAQUE_BITS, (1,))
+        bits = image.tag_v2.get(BITS_PER_SAMPLE, (1,))
         if max(bits) > 8:
             reason = reason or "it is a TIFF of more than 8 bits in colour, of which only 8 could be read"
     if reason is None or (compat and mode == "I"):
@@ -253,7 +253,7 @@ def _samples(image: Image.Image) -> Samples:
     return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
 
 
-def _keyed_deep(samples: NDArray[np.uint16], image: Image.Image) -> NDArray[np.uint16]:
+def _keyed_deep(samples: Samples, image: Image.Image) -> Samples:
     """Sixteen-bit samples with the one transparent colour of PNG's tRNS chunk as alpha."""
     key = image.info.get("transparency")
     if key is None or samples.shape[-1] in {2, 4}:

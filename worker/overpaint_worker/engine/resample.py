@@ -18,8 +18,8 @@ Filter = Literal["nearest-exact", "bilinear", "area", "bicubic", "lanczos"]
 def resize(picture: torch.Tensor, width: int, height: int, how: Filter, *, depth: int = 8) -> torch.Tensor:
     """Scale float32 [H, W, C] to [height, width, C].
 
-    `lanczos` works on whole levels of 8 bits, cut off, not rounded, as the reference does; at a `depth` of 16 it
-    works in float and keeps every bit.
+    `lanczos` works on whole levels of 8 bits, cut off, not rounded, as the reference does; at a `depth` of 16
+    it works in float and keeps every bit.
     """
     if how == "lanczos":
         return _lanczos_levels(picture, width, height) if depth == 8 else _lanczos(picture, width, height)

@@ -20,7 +20,8 @@ class Fit:
     Attributes:
         canvas: the canvas's size.
         model: the size the model works at.
-        left, top: where the canvas's corner lies in the model's picture; negative where the canvas is cropped.
+        left: where the canvas's corner lies in the model's picture; negative where the canvas is cropped.
+        top: the same, downward.
 
     """
 
@@ -35,7 +36,7 @@ class Fit:
         return Size(min(self.canvas.width, self.model.width), min(self.canvas.height, self.model.height))
 
     def to_model(self, canvas: torch.Tensor) -> torch.Tensor:
-        """A picture [H, W, C] or mask [H, W] of the canvas's size at the model's: cropped, or its edges repeated."""
+        """A picture [H, W, C] or mask [H, W] of the canvas at the model's size: cropped, or edges repeated."""
         rows = _indices(self.canvas.height, self.model.height, self.top)
         columns = _indices(self.canvas.width, self.model.width, self.left)
         return canvas[rows][:, columns]
