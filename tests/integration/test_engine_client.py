@@ -1,0 +1,230 @@
+"""The engine's client against a real process that speaks the protocol (the fake engine)."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from overpaint_shared.errors import EngineDied, EngineHung
+from overpaint_worker import protocol
+from overpaint_worker.engine_client import Answer, EngineClient, Gone, Launch, engine_environment
+
+from tests import fake_engine
+from tests.waiting import wait_until
+
+
+@dataclass
+class World:
+    journal: Path
+    ready: list[protocol.Ready] = field(default_factory=list)
+    gone: int = 0
+    credits: int = 0
+    progress: list[protocol.Progress] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
+    client: EngineClient = field(init=False)
+
+    def start(self, **environment: str) -> None:
+        launch = Launch(
+            argv=[sys.executable, fake_engine.__file__],
+            environment=engine_environment("") | {fake_engine.JOURNAL: str(self.journal)} | environment,
+            answer_s=1.0,
+        )
+        self.client = EngineClient(launch, self)
+        self.client.start()
+
+    def up(self, times: int = 1) -> int:
+        wait_until(lambda: len(self.ready) >= times, what="the engine is ready")
+        return self.ready[-1].pid
+
+    def render(self, job: str, steps: int = 3, alone: bool = False, **script: Any) -> Future[Answer]:
+        spec = {"model": "tiny", "sampling": {"steps": steps}, "prompt": json.dumps(script)}
+        return self.client.render(
+            protocol.Render(
+                job=job, token=1, spec_json=json.dumps(spec), inputs={"a": b"x" * 100}, alone=alone
+            )
+        )
+
+    def stepped(self, job: str) -> bool:
+        return any(p.job == job and p.step > 0 for p in self.progress)
+
+    def engine_ready(self, ready: protocol.Ready) -> None:
+        self.ready.append(ready)
+
+    def engine_gone(self) -> None:
+        self.gone += 1
+
+    def engine_progress(self, progress: protocol.Progress) -> None:
+        self.progress.append(progress)
+
+    def engine_credits(self, slots: int) -> None:
+        self.credits = slots
+
+    def engine_given_up(self, reason: str) -> None:
+        self.given_up.append(reason)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path / "journal")
+    yield made
+    made.client.stop()
+
+
+LONG = 100_000
+
+
+def test_jobs_share_the_engine_and_each_gets_its_own_files(world: World) -> None:
+    world.start()
+    world.up()
+    futures = {job: world.render(job, steps=20) for job in ("a", "b", "c")}
+    for job, future in futures.items():
+        done = future.result(30)
+        assert isinstance(done, protocol.Done)
+        assert done.files["image.png"] == b"picture of " + job.encode()
+    assert max(p.company for p in world.progress) > 1
+    wait_until(lambda: world.credits == 6)
+
+
+def test_a_killed_engine_fails_all_its_jobs_at_once_and_is_up_again(world: World) -> None:
+    world.start()
+    pid = world.up()
+    futures = [world.render(job, steps=LONG) for job in ("a", "b")]
+    wait_until(lambda: world.stepped("a") and world.stepped("b"))
+    os.kill(pid, signal.SIGKILL)
+    killed = time.monotonic()
+    answers = [future.result(5) for future in futures]
+    assert time.monotonic() - killed < 1.0
+    assert all(isinstance(a, Gone) and isinstance(a.error, EngineDied) and a.counted for a in answers)
+    assert "SIGKILL" in str(answers[0])
+    assert world.up(times=2) != pid
+    assert isinstance(world.render("c").result(30), protocol.Done)
+    assert world.gone == 1
+
+
+def test_only_jobs_at_work_are_counted_when_the_engine_dies(world: World) -> None:
+    world.start()
+    world.up()
+    first = world.render("alone", steps=LONG, alone=True)
+    wait_until(lambda: world.stepped("alone"))
+    waits = world.render("waits", steps=3)
+    wait_until(lambda: world.client._process and "waits" in world.client._process.watch.jobs)
+    assert not world.stepped("waits")
+    os.kill(world.ready[-1].pid, signal.SIGKILL)
+    for future, counted in ((first, True), (waits, False)):
+        answer = future.result(5)
+        assert isinstance(answer, Gone)
+        assert answer.counted is counted
+
+
+def test_a_stopped_engine_is_killed_at_the_deadline_of_its_unit_of_work(world: World) -> None:
+    world.start(**{fake_engine.BUDGET_S: "0.5"})
+    pid = world.up()
+    future = world.render("a", steps=LONG)
+    wait_until(lambda: world.stepped("a"))
+    os.kill(pid, signal.SIGSTOP)
+    answer = future.result(10)
+    assert isinstance(answer, Gone)
+    assert isinstance(answer.error, EngineHung)
+    assert "denoise" in answer.error.message
+    assert world.up(times=2) != pid
+
+
+def test_an_idle_engine_that_stopped_is_found_when_it_gets_a_job(world: World) -> None:
+    world.start()
+    pid = world.up()
+    os.kill(pid, signal.SIGSTOP)
+    answer = world.render("a").result(10)
+    assert isinstance(answer, Gone)
+    assert isinstance(answer.error, EngineHung)
+    assert world.up(times=2) != pid
+
+
+def test_a_full_pipe_to_a_stopped_engine_holds_nobody_up(world: World) -> None:
+    world.start()
+    pid = world.up()
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    big = protocol.Render(job="big", token=1, spec_json="{}", inputs={"a": bytes(8_000_000)})
+    future = world.client.render(big)
+    world.client.cancel("big", 1)
+    assert time.monotonic() - began < 0.5, "neither call waited for the engine to read"
+    assert isinstance(future.result(10), Gone)
+
+
+def test_a_cancelled_job_stops_and_the_model_stays_warm(world: World) -> None:
+    world.start()
+    pid = world.up()
+    future = world.render("a", steps=LONG)
+    wait_until(lambda: world.stepped("a"))
+    world.client.cancel("a", 1)
+    assert future.result(5) == protocol.Cancelled(job="a", token=1)
+    assert isinstance(world.render("b").result(30), protocol.Done)
+    events = [json.loads(line) for line in world.journal.read_text().splitlines()]
+    assert [e["event"] for e in events].count("loaded") == 1
+    assert world.client.pid == pid
+
+
+def test_a_forgotten_job_is_answered_at_once(world: World) -> None:
+    world.start()
+    pid = world.up()
+    future = world.render("a", steps=LONG)
+    wait_until(lambda: world.stepped("a"))
+    os.kill(pid, signal.SIGSTOP)
+    world.client.forget("a", 1)
+    assert future.done()
+    os.kill(pid, signal.SIGCONT)
+
+
+def test_three_starts_without_a_step_are_given_up(world: World) -> None:
+    world.start(**{fake_engine.DIE_AT_START: "1"})
+    wait_until(lambda: world.given_up, within_s=60)
+    assert "3 times" in world.given_up[0]
+    assert world.ready == []
+
+
+def test_a_job_for_an_engine_that_is_not_up_comes_back_uncounted(world: World) -> None:
+    world.start(**{fake_engine.START_S: "30"})
+    answer = world.render("a").result(1)
+    assert isinstance(answer, Gone)
+    assert not answer.counted
+
+
+def test_stopping_ends_the_process_and_answers_what_it_had(world: World) -> None:
+    world.start()
+    world.up()
+    process = world.client._process
+    assert process
+    future = world.render("a", steps=LONG)
+    wait_until(lambda: world.stepped("a"))
+    world.client.stop()
+    answer = future.result(1)
+    assert isinstance(answer, Gone)
+    assert not answer.counted
+    wait_until(lambda: process.popen.poll() is not None)
+    assert world.gone == 0
+
+
+def test_the_engine_is_not_ended_by_signals_to_the_group(world: World) -> None:
+    world.start()
+    pid = world.up()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(pid, number)
+    assert isinstance(world.render("a").result(30), protocol.Done)
+    assert world.client.pid == pid
+
+
+def test_failures_of_a_job_leave_the_engine_alone(world: World) -> None:
+    world.start()
+    pid = world.up()
+    for do, kind in (("fail", "job"), ("unable", "unable"), ("oom", "device")):
+        answer = world.render(do, do=do).result(30)
+        assert isinstance(answer, protocol.Failed)
+        assert answer.kind == kind
+    assert world.client.pid == pid
