@@ -7,7 +7,14 @@ from typing import Final, Literal
 import structlog
 import torch
 
-from overpaint_shared.errors import JobError, ModelLoadError, OutOfMemory, OverpaintError, SpecError, UnsupportedError
+from overpaint_shared.errors import (
+    JobError,
+    ModelLoadError,
+    OutOfMemory,
+    OverpaintError,
+    SpecError,
+    UnsupportedError,
+)
 from overpaint_worker.engine.loop import is_out_of_memory
 
 log = structlog.get_logger(__name__)
@@ -32,7 +39,8 @@ def judge(error: Exception) -> tuple[Kind, OverpaintError]:
         return "device", error
     if is_out_of_memory(error):
         return "unable", OutOfMemory(
-            "the device has too little memory for this job", fix="use a device with more memory, or a smaller picture"
+            "the device has too little memory for this job",
+            fix="use a device with more memory, or a smaller picture",
         )
     if is_broken_device(error):
         return "device", OverpaintError(f"the device failed: {error}")

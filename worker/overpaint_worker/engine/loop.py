@@ -89,9 +89,9 @@ class Loop:
         wanted = DETERMINISTIC_ROWS if head.deterministic else self.limits.rows(head.curve)
         return min(wanted, self._ceilings.get(head.curve, wanted))
 
-    def turn(self) -> Turn:
-        """Evaluate one group and advance each of its trajectories; empty if nothing is in flight."""
-        turn = Turn(served=self.group())
+    def turn(self, group: list[Trajectory] | None = None) -> Turn:
+        """Evaluate `group` (as `group` has just returned it) and advance each of its trajectories."""
+        turn = Turn(served=self.group() if group is None else group)
         if not turn.served:
             return turn
         self.turns += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from overpaint_shared.job import JobSpec, Output
 from overpaint_shared.settings import Limits
 from overpaint_worker.engine import canvas, encode, masks, picture
 from overpaint_worker.engine.encode import Spared
+from overpaint_worker.engine.picture import Samples
 from overpaint_worker.engine.preparation import Prepared
 
 
@@ -113,7 +114,7 @@ def _finished(spec: JobSpec, ready: Prepared, layers: _Layers, limits: Limits) -
         layers.spared is not None and samples is not None
     ):  # only cropped: the file's own pixels are still there
         where = geometry.carry(torch.from_numpy(layers.spared.where).to(torch.float32), "finish")
-        spared = Spared(samples, (where == 1).numpy())
+        spared = Spared(cast("Samples", samples), (where == 1).numpy())
     return _Layers(rgb, alpha, spared)
 
 

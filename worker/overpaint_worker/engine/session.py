@@ -119,7 +119,7 @@ class Session:
 
     # --------------------------------------------------------------------------------- device thread
 
-    def work(self, load: Load) -> Generator[str | Trajectory, Tensor, None]:
+    def work(self, load: Load) -> Generator[str | Trajectory, Tensor | None, None]:
         """The device's part: yields the stage of the unit that its next `send` does, or the trajectory whose latent
         it wants sent. `load(name)` returns the model."""
         spec, ready = self.spec, _there(self._ready)
@@ -133,7 +133,7 @@ class Session:
         z0 = self.z0 = yield from self._units("encode", model.encode(px.to(model.device)))
         self.trajectory = self._begin(model, z0, conditionings)
         began = time.perf_counter()
-        self.latent = yield self.trajectory
+        self.latent = _there((yield self.trajectory))
         self._seconds["denoise"] = time.perf_counter() - began
         self._rendered = yield from self._units("decode", model.decode(self.latent))
 

@@ -1,0 +1,126 @@
+"""The engine process: `python -m overpaint_worker.engine --fd N --registry models.toml ...`.
+
+Three kinds of threads: the main one is the device's and runs the conductor; a reader takes messages off the pipe; a
+writer puts them on, so that the device never waits for a full pipe. The worker decides when it ends: signals that a
+terminal or service manager sends to the whole group are ignored, and the end of the pipe ends the process at once.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from overpaint_worker import protocol as p
+from overpaint_worker.engine.options import EngineOptions, parse
+from overpaint_worker.logs import configure
+
+if TYPE_CHECKING:
+    from overpaint_worker.engine.conductor import Conductor
+
+EXIT_BROKEN_DEVICE: Final = 3
+EXIT_BROKEN_PIPE: Final = 4
+FLUSH_S: Final = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class Outbox:
+    """Messages to the worker, written by a thread of their own in the order they came."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._queue: queue.SimpleQueue[p.ToWorker | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="engine-writer", daemon=True)
+        self._thread.start()
+
+    def put(self, message: p.ToWorker) -> None:
+        """Queue a message; never blocks."""
+        self._queue.put(message)
+
+    def flush(self, within_s: float) -> None:
+        """Write what is queued, then take no more."""
+        self._queue.put(None)
+        self._thread.join(within_s)
+
+    def _write(self) -> None:
+        while (message := self._queue.get()) is not None:
+            try:
+                self._pipe.send_bytes(self._encoded(message))
+            except OSError:
+                os._exit(0)  # the worker is gone
+
+    @staticmethod
+    def _encoded(message: p.ToWorker) -> bytes:
+        try:
+            return p.encode(message)
+        except (p.ProtocolError, ValueError) as error:
+            if not isinstance(message, p.Done):
+                raise
+            told = p.ProtocolError(f"the result cannot be sent: {error}").to_json()
+            return p.encode(p.Failed(job=message.job, token=message.token, error=told, kind="job"))
+
+
+def read_forever(pipe: Connection, conductor: Conductor) -> None:
+    """Hand in what the worker says; leave with the pipe's end, whatever the device is doing."""
+    while True:
+        try:
+            message = p.decode(pipe.recv_bytes(p.MAX_FRAME_BYTES))
+        except (EOFError, OSError):
+            os._exit(0)
+        except p.ProtocolError as error:
+            log.error("not a message", action="protocol_error", error=str(error))
+            os._exit(EXIT_BROKEN_PIPE)
+        match message:
+            case p.Render():
+                conductor.submit(message)
+            case p.Cancel(job=job, token=token):
+                conductor.cancel(job, token)
+            case p.Load(model=model):
+                conductor.load(model)
+            case p.Stop():
+                os._exit(0)
+            case _:
+                log.error("a message for the worker", action="protocol_error", message=type(message).__name__)
+                os._exit(EXIT_BROKEN_PIPE)
+
+
+def serve(options: EngineOptions) -> int:
+    """Bring the device up, say so, and render until the pipe ends. Returns an exit status."""
+    from overpaint_worker.engine.assemble import build, ready  # torch is imported here
+
+    pipe = Connection(options.fd)
+    outbox = Outbox(pipe)
+    conductor = build(options, outbox.put)
+    outbox.put(ready(conductor, options))
+    threading.Thread(target=read_forever, args=(pipe, conductor), name="engine-reader", daemon=True).start()
+    try:
+        conductor.run()
+    except Exception as error:
+        log.critical("the device is broken", action="device_broken", error=str(error))
+        outbox.flush(FLUSH_S)
+        return EXIT_BROKEN_DEVICE
+    return 0
+
+
+def main() -> None:
+    """The process's whole life."""
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    options = parse()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read once, when torch is imported
+        os.environ[name] = str(options.threads)
+    configure(as_json=options.json_logs)
+    status = serve(options)
+    sys.stderr.flush()
+    os._exit(status)  # threads may hang in a driver; nothing is left to save
+
+
+if __name__ == "__main__":
+    main()

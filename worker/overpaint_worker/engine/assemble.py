@@ -1,0 +1,89 @@
+"""Puts an engine together: device, models, loop, conductor. Used by the engine process and by `overpaint render`."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import structlog
+import torch
+
+from overpaint_shared.errors import SettingsError
+from overpaint_worker import protocol as p
+from overpaint_worker.engine.conductor import Conductor, Emit
+from overpaint_worker.engine.limits import RowLimits
+from overpaint_worker.engine.loop import Loop
+from overpaint_worker.engine.models import ModelStore
+from overpaint_worker.engine.options import EngineOptions
+from overpaint_worker.engine.receipt import DeviceInfo, versions
+from overpaint_worker.engine.rows import BUCKETS
+from overpaint_worker.engine.session import FEATURES, House
+from overpaint_worker.registry import Registry
+
+log = structlog.get_logger(__name__)
+
+
+def open_device(name: str) -> torch.device:
+    """The torch device of that name. Raises `SettingsError` where there is none."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise _no_device(name, "it is no name of a device") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise _no_device(name, "this machine, or this torch, has no CUDA")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise _no_device(name, f"there are {torch.cuda.device_count()}")
+    elif device.type != "cpu":
+        raise _no_device(name, "only cpu and cuda are supported")
+    return device
+
+
+def _no_device(name: str, why: str) -> SettingsError:
+    return SettingsError(
+        f"there is no device {name!r}: {why}", field="device", value=name, fix="use cpu or cuda:N"
+    )
+
+
+def set_up_torch(threads: int) -> None:
+    """Threads as told; float32 means float32: TF32 would cost three digits, and the same picture everywhere."""
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def describe(device: torch.device) -> DeviceInfo:
+    """Name and memory of a device."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return DeviceInfo(device=str(device), name=properties.name, memory_total=properties.total_memory)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return DeviceInfo(device="cpu", name=platform.processor() or platform.machine(), memory_total=memory)
+
+
+def build(options: EngineOptions, emit: Emit) -> Conductor:
+    """An engine as the options say. Raises `SettingsError` for a wrong registry or device."""
+    set_up_torch(options.threads)
+    registry = Registry.load(options.registry)
+    device = open_device(options.device)
+    house = House(
+        models=ModelStore(registry, device, options.kept_models, options.hashes),
+        limits=options.limits,
+        device=describe(device),
+    )
+    ceiling = max(bucket for bucket in BUCKETS if bucket <= options.max_rows)
+    return Conductor(house, emit, loop=Loop(RowLimits(ceiling)), cpu_threads=options.cpu_threads)
+
+
+def ready(conductor: Conductor, options: EngineOptions) -> p.Ready:
+    """The engine's first message."""
+    house = conductor.house
+    return p.Ready(
+        pid=os.getpid(),
+        device=options.device,
+        device_name=house.device.name,
+        memory_total=house.device.memory_total,
+        features=sorted(FEATURES),
+        catalogue=[traits.to_json() for traits in house.models.catalogue()],
+        versions=versions(),
+    )
