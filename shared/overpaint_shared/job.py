@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaWarningKind
 
 from overpaint_shared.errors import Problem, SpecError
 from overpaint_shared.explain import explain
@@ -151,6 +152,11 @@ class JobSpec(Part):
         def moved(reference: str) -> str:
             return new.get(reference, reference)
 
+        try:
+            for reference in new.values():
+                Source(image=reference)
+        except ValidationError as error:
+            raise explain(error, Source, "a new reference") from None
         changes: dict[str, Any] = {
             "source": self.source.model_copy(update={"image": moved(self.source.image)})
         }
@@ -212,12 +218,19 @@ def parse_job(data: str | bytes | Mapping[str, Any], *, where: str = "job") -> J
         raise explain(error, JobSpec, where) from None
 
 
+class _SchemaWriter(GenerateJsonSchema):
+    def emit_warning(self, kind: JsonSchemaWarningKind, detail: str) -> None:
+        # A combined mask holds masks, itself included: there pydantic leaves the optional discriminator out.
+        if kind != "skipped-discriminator":
+            super().emit_warning(kind, detail)
+
+
 def schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a job spec."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **JobSpec.model_json_schema(by_alias=True, schema_generator=_SchemaWriter),
         "title": "Overpaint job spec, version 1",
-        **{key: value for key, value in JobSpec.model_json_schema(by_alias=True).items() if key != "title"},
     }
 
 

@@ -47,8 +47,8 @@ __all__ = [
 
 ENV_PREFIX: Final = "OVERPAINT_"
 CONFIG_VARIABLE: Final = "OVERPAINT_CONFIG"
-SECRETS: Final = frozenset({"redis_url", "s3_secret_key"})
-"""Settings whose values are never shown whole."""
+SECRETS: Final = frozenset({"redis_url", "s3_endpoint_url", "s3_access_key", "s3_secret_key"})
+"""Settings whose values may hold a secret (a URL its password): no error shows them."""
 
 
 def _http_url(url: str) -> str:

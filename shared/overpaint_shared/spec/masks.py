@@ -93,7 +93,7 @@ class ImageMask(_MaskSource):
     """A channel of a picture."""
 
     from_: Literal["image"] = Field("image", alias="from", description="A channel of a picture.")
-    image: Reference = Field(description="The picture; as `source.image`.")
+    image: Reference = Field(description="The picture; as `source.image`, at most 4096 characters.")
     channel: Literal["red", "green", "blue", "alpha"] = Field(
         "red", description="Which channel; of `alpha`, transparent is repainted."
     )

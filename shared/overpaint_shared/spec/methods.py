@@ -23,7 +23,9 @@ class _ControlRange(Part):
 
     strength: Strength = Field(1.0, description="Factor on what the ControlNet adds, 0 to 10.")
     start: Share = Field(0.0, description="Where in the full noise schedule it begins to act, 0 to 1.")
-    end: Share = Field(1.0, description="Where in the full noise schedule it stops, `start` to 1.")
+    end: Share = Field(
+        1.0, description="Where in the full noise schedule it stops, 0 to 1, not before `start`."
+    )
 
     @model_validator(mode="after")
     def _start_comes_first(self) -> Self:
@@ -44,7 +46,8 @@ class Control(_ControlRange):
 
     controlnet: Name = Field(description="Name of the ControlNet in the registry.")
     image: Reference = Field(
-        description="The hint (edges, depth, ...), made for the canvas; as `source.image`."
+        description="The hint (edges, depth, ...), made for the canvas; as `source.image`, "
+        "at most 4096 characters."
     )
 
 

@@ -60,8 +60,11 @@ def _seed_as_int(seed: Any) -> Any:
     return int(seed)
 
 
+_SEED_IN_SCHEMA = (
+    Annotated[int, Field(ge=0, le=LARGEST_SEED)] | Annotated[str, Field(pattern="^[0-9]{1,20}$")]
+)
 Seed = Annotated[
-    int, Field(ge=0, le=LARGEST_SEED), BeforeValidator(_seed_as_int, json_schema_input_type=int | str)
+    int, Field(ge=0, le=LARGEST_SEED), BeforeValidator(_seed_as_int, json_schema_input_type=_SEED_IN_SCHEMA)
 ]
 
 

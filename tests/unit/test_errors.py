@@ -1,0 +1,105 @@
+"""The tree of errors, and their way across processes as JSON."""
+
+import json
+import pickle
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from overpaint_shared import errors
+from overpaint_shared.errors import OverpaintError, Problem, SpecError, StoreMissing, shorten
+
+
+def tree(root: type[OverpaintError] = OverpaintError) -> Iterator[type[OverpaintError]]:
+    for kind in root.__subclasses__():
+        if kind.__module__ == errors.__name__ and not kind.__name__.startswith("_"):
+            yield kind
+        yield from tree(kind)
+
+
+EVERY_KIND = sorted(set(tree()), key=lambda kind: kind.__name__)
+
+
+def test_the_tree_at_the_top_of_the_file_names_every_error() -> None:
+    assert errors.__doc__
+    drawn = {
+        word for word in errors.__doc__.replace("├──", " ").replace("└──", " ").split() if word[0].isupper()
+    }
+    assert {kind.__name__ for kind in EVERY_KIND} <= drawn
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: kind.__name__)
+def test_every_error_crosses_as_json_and_keeps_its_type(kind: type[OverpaintError]) -> None:
+    error = kind("what happened", fix="mend it")
+    error.field = "sampling.steps"
+    again = OverpaintError.from_json(json.loads(json.dumps(error.to_json())))
+    assert type(again) is kind
+    assert str(again) == str(error)
+    assert (again.message, again.field, again.value, again.fix) == (
+        error.message,
+        "sampling.steps",
+        error.value,
+        "mend it",
+    )
+    assert again.exit_code == error.exit_code
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301 - our own bytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "exit_code"),
+    [
+        (errors.MaskError, 1),
+        (errors.EngineHung, 1),
+        (errors.SpecError, 2),
+        (errors.SettingsError, 2),
+        (errors.MissingExtraError, 2),
+        (errors.LedgerFull, 3),
+        (errors.StoreDenied, 3),
+    ],
+)
+def test_exit_codes_are_those_of_the_contract(kind: type[OverpaintError], exit_code: int) -> None:
+    assert kind.exit_code == exit_code
+    assert (errors.EXIT_DONE, errors.EXIT_INTERRUPTED) == (0, 130)
+
+
+def test_a_code_of_a_newer_version_gives_the_root_error_with_its_words() -> None:
+    error = OverpaintError.from_json({"code": "melted", "message": "the device melted", "colour": "red"})
+    assert type(error) is OverpaintError
+    assert str(error) == "the device melted"
+
+
+def test_two_errors_cannot_share_a_code() -> None:
+    with pytest.raises(TypeError, match="share the code"):
+        type("Other", (OverpaintError,), {"code": "spec"})
+
+
+def test_a_missing_object_names_its_key() -> None:
+    error = StoreMissing("inputs/a/b")
+    assert error.key == "inputs/a/b"
+    assert "inputs/a/b" in str(error)
+    again = OverpaintError.from_json(error.to_json())
+    assert isinstance(again, StoreMissing)
+    assert again.key == error.key
+
+
+def test_problems_of_a_newer_version_are_read_without_their_new_keys() -> None:
+    data = SpecError("x is wrong:", [Problem(path="a", message="is bad")]).to_json()
+    data["problems"][0]["severity"] = "high"
+    again = OverpaintError.from_json(data)
+    assert isinstance(again, SpecError)
+    assert again.problems == [Problem(path="a", message="is bad")]
+
+
+@settings(deadline=None)
+@given(st.text() | st.binary() | st.floats() | st.lists(st.text(st.characters())), st.integers(10, 100))
+def test_a_shortened_value_is_printable_and_short(value: object, longest: int) -> None:
+    text = shorten(value, longest)
+    text.encode()
+    assert len(text) <= longest
+
+
+def test_values_that_are_no_json_still_cross() -> None:
+    error = errors.InputError("odd", value=object())
+    assert "object" in json.dumps(error.to_json())
