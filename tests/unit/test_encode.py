@@ -10,7 +10,7 @@ import torch
 from PIL import ExifTags, Image
 
 from overpaint_shared.errors import EngineError, InputError
-from overpaint_shared.job import Output
+from overpaint_shared.job import Output, Pad
 from overpaint_shared.settings import Limits
 from overpaint_worker.engine import canvas, composite, encode, picture
 from tests.unit.pictures import SMALL, chunk, png16, saved, table_icc
@@ -142,6 +142,16 @@ def test_pixels_the_mask_spares_are_the_files_own_bit_for_bit(depth: int, icc: b
     assert back.samples.dtype == dtype
     assert np.array_equal(back.samples[where], levels[where])
     assert (back.samples[~where] != levels[~where]).mean() > 0.9
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_what_a_pad_added_and_the_mask_spares_is_the_canvas_grey_in_any_profile(compat: bool) -> None:
+    icc = PROFILES["a small space of gamma 1.8"]
+    source = picture.load(saved(Image.fromarray(np.zeros((8, 8, 3), np.uint8)), icc_profile=icc), LIMITS, "x")
+    made = canvas.prepare(source, [Pad(left=8)], LIMITS, compat=compat)
+    spared = encode.Spared(made.samples, np.ones((8, 16), bool))
+    plain = encode.encode(made.rgb, PNG, icc=icc, compat=compat)
+    assert plain == encode.encode(made.rgb, PNG, icc=icc, spared=spared, compat=compat)
 
 
 def test_alpha_out_is_the_larger_of_alpha_and_mask() -> None:

@@ -11,8 +11,9 @@ import torch
 from overpaint_shared.job import PrepareOp
 from overpaint_shared.settings import Limits
 
+from . import encode
 from .deep_png import Samples
-from .geometry import Geometry, Size, plan
+from .geometry import GREY, Geometry, Size, plan
 from .picture import Picture
 
 
@@ -71,10 +72,18 @@ def prepare(
         alpha=None if picture.alpha is None else geometry.carry(picture.alpha, field),
         pad_mask=geometry.added(),
         geometry=geometry,
-        samples=geometry.samples(picture.samples),
+        samples=geometry.samples(picture.samples, _grey(picture, compat=compat)),
         icc=picture.icc,
         depth=picture.depth,
     )
+
+
+def _grey(picture: Picture, *, compat: bool) -> Samples:
+    """What `pad` paints, as the result's file will hold it [3]."""
+    levels = encode.quantise(
+        encode.in_space(torch.full((1, 1, 3), GREY), picture.icc), picture.depth, truncate=compat
+    )
+    return levels[0, 0]
 
 
 def finish(

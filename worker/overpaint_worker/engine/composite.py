@@ -10,7 +10,7 @@ from . import resample
 
 
 def composite(original: torch.Tensor, result: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The result [H, W, C] where the mask [H, W] is 1, the original where it is 0, bit for bit, else a mix."""
+    """The result [H, W, C] where the mask [H, W] is 1, the original bit for bit where it is 0, or a mix."""
     if not original.shape[:2] == result.shape[:2] == mask.shape:
         raise ValueError(f"sizes differ: {original.shape}, {result.shape}, {mask.shape}")
     weight = mask.unsqueeze(-1)

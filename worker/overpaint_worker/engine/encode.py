@@ -122,7 +122,7 @@ def encode(
         icc: the profile the result returns to; None: sRGB.
         alpha: float [H, W], 1 = opaque, or None.
         text: notes to carry. In a PNG each is a text chunk of its name; elsewhere they stand as one JSON
-            object in the EXIF user comment, where they fit. The name XMP_KEY is an XMP packet in every format.
+            object in the EXIF user comment, where they fit. XMP_KEY names an XMP packet in every format.
         depth: bits a sample; 16 in PNG only, the other formats hold 8.
         spared: pixels to put back as the file had them.
         compat: cut levels off instead of rounding them, as the reference does.
@@ -133,7 +133,7 @@ def encode(
     """
     check(output, image.shape[1], image.shape[0], alpha)
     bits: Literal[8, 16] = depth if output.format == "png" else 8
-    levels = quantise(_in_space(image, icc), bits, truncate=compat)
+    levels = quantise(in_space(image, icc), bits, truncate=compat)
     if spared is not None and spared.samples.dtype == levels.dtype:
         levels = np.where(spared.where[..., None], spared.samples, levels)
     if alpha is not None and output.format != "jpeg":
@@ -143,7 +143,8 @@ def encode(
     return _lossy(Image.fromarray(levels), output, icc, text or {})
 
 
-def _in_space(image: torch.Tensor, icc: bytes | None) -> torch.Tensor:
+def in_space(image: torch.Tensor, icc: bytes | None) -> torch.Tensor:
+    """A picture [H, W, 3] in sRGB, in the space of a profile instead; None: sRGB."""
     if icc is None:
         return image
     space = colour.read(icc)

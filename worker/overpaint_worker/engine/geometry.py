@@ -64,7 +64,7 @@ class CropStep:
         x, y, width, height = self.box
         return plane[y : y + height, x : x + width].contiguous()
 
-    def samples(self, samples: Samples) -> Samples | None:
+    def samples(self, samples: Samples, grey: Samples) -> Samples | None:  # noqa: ARG002 - as every step
         """The file's own values [H, W, 3], cropped alike."""
         x, y, width, height = self.box
         return samples[y : y + height, x : x + width]
@@ -90,9 +90,9 @@ class ScaleStep:
         """[H, W] to [h, w], bilinearly whatever the filter."""
         return resample.resize_plane(CropStep(self.box).plane(plane), *self.size)
 
-    def samples(self, samples: Samples) -> Samples | None:
+    def samples(self, samples: Samples, grey: Samples) -> Samples | None:
         """Scaled pixels are no longer the file's own, unless the size stays."""
-        return CropStep(self.box).samples(samples) if self.size == self.box[2:] else None
+        return CropStep(self.box).samples(samples, grey) if self.size == self.box[2:] else None
 
     def added(self) -> torch.Tensor | None:
         """Nothing is added."""
@@ -123,11 +123,12 @@ class PadStep:
         """[H, W] onto 0."""
         return self._onto(torch.zeros(self.size.height, self.size.width), plane)
 
-    def samples(self, samples: Samples) -> Samples | None:
-        """The file's own values, middle grey around them."""
-        grey = np.iinfo(samples.dtype).max // 2 + 1
-        around = ((self.top, self.bottom), (self.left, self.right), (0, 0))
-        return np.pad(samples, around, constant_values=grey)
+    def samples(self, samples: Samples, grey: Samples) -> Samples | None:
+        """The file's own values, `grey` around them."""
+        out = np.empty((self.size.height, self.size.width, 3), samples.dtype)
+        out[:] = grey
+        out[self.top : self.top + self.inner.height, self.left : self.left + self.inner.width] = samples
+        return out
 
     def added(self) -> torch.Tensor | None:
         """The mask [h, w] of the new part: 1 there, inside it falls as a square over `feathering` pixels."""
@@ -189,10 +190,18 @@ class Geometry:
         """Take a picture [H, W, C] of the source's size through the steps."""
         return reduce(lambda picture, step: step.picture(picture, depth), self.steps, rgb)
 
-    def samples(self, samples: Samples | None) -> Samples | None:
-        """Take the file's own values through the steps; None once a step has made new ones."""
+    def samples(self, samples: Samples | None, grey: Samples | None = None) -> Samples | None:
+        """Take the file's own values [H, W, 3] through the steps; None once a step has made new ones.
+
+        `grey` is GREY in the file's own space, [3], for what is added; half of full scale if left out.
+        """
         for step in self.steps:
-            samples = None if samples is None else step.samples(samples)
+            if samples is None:
+                return None
+            full = np.iinfo(samples.dtype).max
+            samples = step.samples(
+                samples, np.full(3, full // 2 + 1, samples.dtype) if grey is None else grey
+            )
         return samples
 
     def added(self) -> torch.Tensor:

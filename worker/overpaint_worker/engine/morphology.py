@@ -13,7 +13,7 @@ Plane = NDArray[np.float32]
 
 
 def dilate(mask: Plane, radius: int, *, tapered: bool) -> Plane:
-    """The largest value within `radius` steps: to four neighbours (tapered, a diamond) or to eight (a square).
+    """The largest value within `radius` steps to four neighbours (tapered, a diamond) or eight (a square).
 
     The same as `radius` grey dilations with a 3 x 3 footprint and reflected borders.
     """
