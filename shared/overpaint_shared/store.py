@@ -158,7 +158,7 @@ class Store:
         return count
 
     def delete_input(self, owner: str, sha256: str, *, unmodified_since: datetime | None = None) -> bool:
-        """Delete an input; whether it was there. One that was written anew after `unmodified_since` is spared."""
+        """Delete an input; whether that was done. One written after `unmodified_since` is spared."""
         key = input_key(owner, sha256)
         with self._explained("delete an input", key):
             found = self._head(key)

@@ -28,7 +28,7 @@ COMMANDS = {
     "schema": ("overpaint_producer.cli.check", "Print the JSON Schema of a job."),
     "workers": ("overpaint_producer.cli.operate", "List the live workers and what they render."),
     "gc": ("overpaint_producer.cli.operate", "Delete stored files that no job needs."),
-    "up": ("overpaint_producer.local", "Start a whole farm on this machine."),
+    "up": ("overpaint_producer.cli.up", "Start a whole farm on this machine."),
     "version": ("overpaint_producer.cli.operate", "Print the version."),
 }
 """Command: (module that holds it under its own name, first line of its help)."""

@@ -1,0 +1,455 @@
+"""The producer's commands as typed, on real services, with a worker worked by hand."""
+
+import json
+import re
+import signal
+import threading
+import urllib.request
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from overpaint_producer import garbage
+from overpaint_producer.client import Farm
+from overpaint_producer.services import free_ports
+from overpaint_shared import __version__
+from overpaint_shared.errors import MaskError
+from overpaint_shared.ledger import JobState
+from overpaint_shared.settings import Settings
+from tests.acceptance.commands import Shell, environment
+from tests.integration.hand import Hand, job, png, spec_of, working
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def farm(farm_settings: Settings) -> Iterator[Farm]:
+    with Farm.connect(farm_settings) as farm:
+        yield farm
+
+
+@pytest.fixture
+def hand(farm: Farm) -> Iterator[Hand]:
+    with working(farm) as hand:
+        yield hand
+
+
+@pytest.fixture
+def shell(farm_settings: Settings, tmp_path: Path) -> Shell:
+    (tmp_path / "photo.png").write_bytes(png())
+    (tmp_path / "job.json").write_text(json.dumps(job(), indent=2))
+    return Shell(tmp_path, environment(farm_settings))
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Shell:
+    """A folder and no farm."""
+    (tmp_path / "job.json").write_text(json.dumps(job()))
+    return Shell(tmp_path, environment())
+
+
+def render_all(hand: Hand, count: int) -> threading.Thread:
+    """Render the next `count` jobs as they are submitted."""
+
+    def work() -> None:
+        done: set[str] = set()
+        while len(done) < count:
+            queued = wait_until(lambda: hand.farm.jobs(state=JobState.QUEUED, limit=1000), 60)
+            for record in queued:
+                hand.render(record.id)
+                done.add(record.id)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+# submit
+
+
+def test_submit_prints_one_id_a_line(shell: Shell, farm: Farm, hand: Hand) -> None:
+    (shell.folder / "other.json").write_text(json.dumps(job(prompt="another")))
+    result = shell.overpaint("submit", "job.json", "other.json")
+    assert (result.code, result.err) == (0, "")
+    assert [farm.job(job_id).status().state for job_id in result.out.split()] == [JobState.QUEUED] * 2
+
+
+def test_submit_expands_patterns_that_the_shell_left(shell: Shell, hand: Hand) -> None:
+    (shell.folder / "jobs").mkdir()
+    for number in range(3):
+        (shell.folder / "jobs" / f"{number}.json").write_text(
+            json.dumps(job(source={"image": "../photo.png"}))
+        )
+    assert len(shell.overpaint("submit", "jobs/*.json").out.split()) == 3
+
+
+def test_submit_waits_fetches_and_reports_in_json(shell: Shell, hand: Hand) -> None:
+    worker = render_all(hand, 1)
+    result = shell.overpaint("submit", "job.json", "--wait", "--out", "pictures", "--json")
+    worker.join(10)
+    assert result.code == 0, result.err
+    (record,) = result.lines
+    assert (record["state"], record["saved"]) == ("done", ["pictures/image.png", "pictures/receipt.json"])
+    assert (shell.folder / "pictures" / "image.png").read_bytes() == png()
+    assert "done" in result.err
+
+
+def test_submit_of_many_fetches_a_folder_each(shell: Shell, hand: Hand) -> None:
+    worker = render_all(hand, 3)
+    result = shell.overpaint("submit", "job.json", "--seeds", "1..3", "--wait", "--out", "pictures")
+    worker.join(10)
+    assert result.code == 0, result.err
+    ids = result.out.split()
+    assert sorted(path.name for path in (shell.folder / "pictures").iterdir()) == sorted(ids)
+    assert all((shell.folder / "pictures" / job_id / "image.png").exists() for job_id in ids)
+
+
+def test_seeds_and_assignments_make_every_combination_in_one_group(
+    shell: Shell, farm: Farm, hand: Hand
+) -> None:
+    argv = [
+        "--seeds",
+        "1..2,9",
+        "--set",
+        "prompt=a hat",
+        "--set",
+        "prompt=a cat",
+        "--set",
+        "sampling.denoise=0.5",
+    ]
+    result = shell.overpaint("submit", "job.json", *argv, "--label", "shot=12", "--priority", "2")
+    assert result.code == 0, result.err
+    ids = result.out.split()
+    specs = [spec_of(farm, job_id) for job_id in ids]
+    made = [(spec["prompt"], spec["sampling"]["seed"], spec["sampling"]["denoise"]) for spec in specs]
+    assert made == [(prompt, seed, 0.5) for prompt in ("a hat", "a cat") for seed in (1, 2, 9)]
+    records = [farm.job(job_id).status() for job_id in ids]
+    assert len({record.group for record in records}) == 1
+    assert records[0].group is not None
+    assert re.fullmatch(r"job-[0-9a-f]{6}", records[0].group)
+    assert {(record.priority, record.labels["shot"]) for record in records} == {(2, "12")}
+
+
+def test_json_lines_come_on_standard_input(shell: Shell, farm: Farm, hand: Hand) -> None:
+    lines = "\n".join(json.dumps(job(sampling={"seed": seed})) for seed in range(5))
+    result = shell.overpaint("submit", "-", "--group", "night", "--json", stdin=lines + "\n\n")
+    assert result.code == 0, result.err
+    assert [line["created"] for line in result.lines] == [True] * 5
+    assert result.lines[2]["where"] == "standard input, line 3"
+    assert len(farm.jobs(group="night")) == 5
+
+
+def test_one_job_over_many_lines_comes_on_standard_input(shell: Shell, hand: Hand) -> None:
+    result = shell.overpaint("submit", "-", stdin=json.dumps(job(), indent=2))
+    assert (result.code, len(result.out.split())) == (0, 1), result.err
+
+
+def test_a_token_makes_submitting_again_safe(shell: Shell, farm: Farm, hand: Hand) -> None:
+    argv = ["submit", "job.json", "--seeds", "1..3", "--token", "night"]
+    first, again = shell.overpaint(*argv), shell.overpaint(*argv)
+    assert (first.code, again.code) == (0, 0), again.err
+    assert first.out == again.out
+    assert len(farm.jobs()) == 3
+
+
+def test_a_token_for_another_job_is_refused(shell: Shell, hand: Hand) -> None:
+    shell.overpaint("submit", "job.json", "--token", "once")
+    result = shell.overpaint("submit", "job.json", "--set", "prompt=other", "--token", "once")
+    assert result.code == 2
+    assert "once" in result.err
+
+
+def test_one_wrong_file_stops_all_before_anything_is_submitted(shell: Shell, farm: Farm, hand: Hand) -> None:
+    (shell.folder / "wrong.json").write_text(json.dumps(job(prioritty=1)))
+    result = shell.overpaint("submit", "job.json", "wrong.json")
+    assert (result.code, result.out) == (2, "")
+    assert "wrong.json" in result.err
+    assert "Did you mean priority?" in result.err
+    assert farm.jobs() == []
+
+
+def test_a_file_that_is_no_picture_is_not_uploaded(shell: Shell, farm: Farm, hand: Hand) -> None:
+    result = shell.overpaint("submit", "job.json", "--set", "source.image=/etc/passwd")
+    assert result.code == 1
+    assert "not a picture, so it was not uploaded" in result.err
+    assert len(result.err.splitlines()) == 1
+    assert list(farm.store.inputs()) == []
+
+
+def test_a_failed_job_makes_submit_wait_exit_1_and_say_why(shell: Shell, farm: Farm, hand: Hand) -> None:
+    def fail() -> None:
+        (record,) = wait_until(lambda: farm.jobs(state=JobState.QUEUED), 60)
+        hand.fail(record.id, MaskError("it is empty", field="mask", fix="paint it").to_json())
+
+    worker = threading.Thread(target=fail, daemon=True)
+    worker.start()
+    result = shell.overpaint("submit", "job.json", "--wait")
+    worker.join(10)
+    assert result.code == 1
+    assert "failed: mask: it is empty (paint it)" in result.err
+
+
+def test_interrupting_a_wait_says_how_to_watch_again(shell: Shell, farm: Farm, hand: Hand) -> None:
+    process = shell.start("submit", "job.json", "--wait")
+    (record,) = wait_until(lambda: farm.jobs(state=JobState.QUEUED), 60)
+    assert process.stderr is not None
+    assert "queued" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert f"overpaint watch {record.id}" in err
+    assert "Traceback" not in err
+    assert farm.job(record.id).status().state is JobState.QUEUED
+
+
+# status, watch, get, cancel, jobs, replay
+
+
+def test_status_shows_a_job_to_people_and_to_scripts(shell: Shell, farm: Farm, hand: Hand) -> None:
+    submitted = farm.submit(shell.folder / "job.json", group="night")
+    hand.render(submitted.id)
+    shown = shell.overpaint("status", submitted.id)
+    assert shown.code == 0
+    assert f"{submitted.id}  done" in re.sub(" +", "  ", shown.out)
+    assert "tiny img2img 64x48" in shown.out
+    (record,) = shell.overpaint("status", "--group", "night", "--json").lines
+    assert (record["id"], record["state"], record["spec"]["model"]) == (submitted.id, "done", "tiny")
+
+
+def test_an_unknown_job_is_told_in_words_or_in_json(shell: Shell, hand: Hand) -> None:
+    shown = shell.overpaint("status", "nobody")
+    assert (shown.code, shown.out) == (2, "")
+    assert "there is no job nobody" in shown.err
+    told = shell.overpaint("status", "nobody", "--json")
+    assert (told.code, told.out) == (2, "")
+    assert json.loads(told.err)["error"]["code"] == "unknown_job"
+
+
+def test_watch_prints_events_as_json_lines(shell: Shell, farm: Farm, hand: Hand) -> None:
+    submitted = farm.submit(shell.folder / "job.json")
+    process = shell.start("watch", submitted.id, "--json")
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["state"] == "queued"
+    hand.render(submitted.id)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert json.loads(out.splitlines()[-1])["state"] == "done"
+
+
+def test_watch_says_plain_lines_where_there_is_no_terminal(shell: Shell, farm: Farm, hand: Hand) -> None:
+    submitted = farm.submit(shell.folder / "job.json")
+    process = shell.start("watch", submitted.id)
+    assert process.stderr is not None
+    assert process.stderr.readline() == f"{submitted.id} queued\n"
+    token = hand.claim(submitted.id).token
+    hand.step(submitted.id, token, 3)
+    while (line := process.stderr.readline()) and "denoise" not in line:
+        pass
+    assert line == f"{submitted.id} running denoise 3/4\n"
+    hand.commit(submitted.id, token)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, "", f"{submitted.id} done\n")
+
+
+def test_get_fetches_files_and_prints_their_paths(shell: Shell, farm: Farm, hand: Hand) -> None:
+    submitted = farm.submit(shell.folder / "job.json")
+    hand.render(submitted.id)
+    result = shell.overpaint("get", submitted.id, "--out", "here")
+    assert (result.code, result.out.split()) == (0, ["here/image.png", "here/receipt.json"])
+    assert (shell.folder / "here" / "image.png").read_bytes() == png()
+
+
+def test_get_prints_links_that_open_without_a_key(shell: Shell, farm: Farm, hand: Hand) -> None:
+    submitted = farm.submit(shell.folder / "job.json")
+    hand.render(submitted.id)
+    (told,) = shell.overpaint("get", submitted.id, "--links", "--json").lines
+    with urllib.request.urlopen(told["links"]["image.png"]) as answer:  # noqa: S310 - our own server's address
+        assert answer.read() == png()
+
+
+def test_get_of_a_failed_job_ends_with_its_error(shell: Shell, farm: Farm, hand: Hand) -> None:
+    submitted = farm.submit(shell.folder / "job.json")
+    hand.fail(submitted.id, MaskError("it is empty", field="mask").to_json())
+    result = shell.overpaint("get", submitted.id, "--json")
+    assert result.code == 1
+    assert json.loads(result.err)["error"]["code"] == "mask"
+
+
+def test_cancel_stops_a_whole_group(shell: Shell, farm: Farm, hand: Hand) -> None:
+    jobs = farm.submit_many([shell.folder / "job.json"] * 3, group="night")
+    token = hand.claim(jobs[0].id).token
+    result = shell.overpaint("cancel", "--group", "night")
+    assert result.code == 0
+    said = dict(line.split() for line in result.out.splitlines())
+    assert said == {jobs[0].id: "cancelling", jobs[1].id: "cancelled", jobs[2].id: "cancelled"}
+    assert hand.step(jobs[0].id, token, 2) == "cancel"
+
+
+def test_jobs_lists_and_filters(shell: Shell, farm: Farm, hand: Hand) -> None:
+    done = farm.submit(shell.folder / "job.json", labels={"shot": "12"})
+    waiting = farm.submit(shell.folder / "job.json", group="night")
+    hand.render(done.id)
+    listed = shell.overpaint("jobs").out.splitlines()
+    assert listed[0].split() == ["ID", "STATE", "STEP", "AGE", "TITLE"]
+    assert [line.split()[0] for line in listed[1:]] == [waiting.id, done.id]
+    for argv, wanted in (
+        (["--state", "done"], done.id),
+        (["--group", "night"], waiting.id),
+        (["--label", "shot=12"], done.id),
+        (["--limit", "1"], waiting.id),
+    ):
+        assert [record["id"] for record in shell.overpaint("jobs", "--json", *argv).lines] == [wanted]
+    assert shell.overpaint("jobs", "--model", "other").out == ""
+
+
+def test_replay_queues_a_failed_job_again(shell: Shell, farm: Farm, hand: Hand) -> None:
+    submitted = farm.submit(shell.folder / "job.json")
+    hand.fail(submitted.id, MaskError("once").to_json())
+    assert shell.overpaint("replay", submitted.id).out == f"{submitted.id} queued\n"
+    hand.render(submitted.id)
+    again = shell.overpaint("replay", submitted.id)
+    assert again.code != 0
+    assert "only a failed or dead job" in again.err
+
+
+# validate, schema, workers, gc, version
+
+
+def test_validate_needs_no_farm(bare: Shell) -> None:
+    result = bare.overpaint("validate", "job.json")
+    assert (result.code, result.out, result.err) == (0, "job.json: ok\n", "")
+
+
+def test_validate_tells_all_problems_of_all_files(bare: Shell) -> None:
+    (bare.folder / "a.json").write_text(json.dumps(job(sampling={"steps": "many", "seed": -1})))
+    (bare.folder / "b.json").write_text("{")
+    result = bare.overpaint("validate", "a.json", "missing.json", "b.json", "job.json")
+    assert result.code == 2
+    assert result.out == "job.json: ok\n"
+    for words in ("sampling.steps", "sampling.seed", "missing.json", "b.json"):
+        assert words in result.err
+    told = bare.overpaint("validate", "a.json", "job.json", "--json")
+    assert [line["ok"] for line in told.lines] == [False, True]
+    assert {problem["path"] for problem in told.lines[0]["error"]["problems"]} == {
+        "sampling.steps",
+        "sampling.seed",
+    }
+
+
+def test_validate_asks_the_farms_workers_when_told_to(shell: Shell, hand: Hand) -> None:
+    (shell.folder / "other.json").write_text(json.dumps(job(model="tinny")))
+    assert shell.overpaint("validate", "other.json").code == 0
+    result = shell.overpaint("validate", "other.json", "--farm")
+    assert result.code == 2
+    assert "Did you mean tiny?" in result.err
+
+
+def test_the_schema_is_json_and_knows_the_job(bare: Shell) -> None:
+    schema = json.loads(bare.overpaint("schema").out)
+    assert {"version", "model", "source", "method"} <= set(schema["properties"])
+
+
+def test_workers_lists_those_that_live(shell: Shell, farm: Farm, hand: Hand) -> None:
+    assert "hand@here" in shell.overpaint("workers").out
+    (worker,) = shell.overpaint("workers", "--json").lines
+    assert (worker["name"], worker["models"]) == ("hand@here", ["tiny"])
+    farm.ledger.retire(hand.id)
+    none = shell.overpaint("workers")
+    assert (none.code, none.out) == (0, "")
+    assert "overpaint-worker" in none.err
+
+
+def test_gc_spares_what_is_young(shell: Shell, farm: Farm, hand: Hand) -> None:
+    farm.store.put_input("default", b"orphan")
+    result = shell.overpaint("gc", "--json")
+    assert (result.code, result.out) == (0, "")
+    assert "deleted 0" in result.err
+    assert shell.overpaint("gc", "--older-than", "1").code == 2
+
+
+def test_gc_finds_lost_attempts_and_unnamed_inputs_only(
+    shell: Shell, farm: Farm, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = farm.submit(shell.folder / "job.json")
+    lost = hand.claim(submitted.id).token
+    farm.store.put_result(submitted.id, lost, "image.png", b"half", "image/png")
+    hand.crash(submitted.id, lost)
+    kept = hand.render(submitted.id)
+    orphan = farm.store.put_input("default", b"orphan")
+    farm.store.put_result("expired", 3, "image.png", b"x", "image/png")
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:  # noqa: ARG003
+            return datetime.now(UTC) + timedelta(hours=25)
+
+    monkeypatch.setattr(garbage, "datetime", Tomorrow)
+    found = list(garbage.find(farm.ledger, farm.store))
+    assert {each.name for each in found} == {f"results/{submitted.id}/{lost}/", f"inputs/default/{orphan}"}
+    expired = list(garbage.find(farm.ledger, farm.store, expired_results=True))
+    assert {each.name for each in expired} - {each.name for each in found} == {"results/expired/3/"}
+    assert all(garbage.delete(farm.store, each) for each in found)
+    assert not farm.store.has_input("default", orphan)
+    assert [a.token for a in farm.store.attempts() if a.job_id == submitted.id] == [kept]
+    assert submitted.image().size == (64, 48)
+
+
+def test_gc_spares_an_input_that_was_written_anew_since_it_was_listed(farm: Farm, shell: Shell) -> None:
+    sha = farm.store.put_input("default", b"orphan")
+    (stored,) = farm.store.inputs()
+    before = stored.modified - timedelta(seconds=5)
+    assert not farm.store.delete_input("default", sha, unmodified_since=before)
+    assert farm.store.delete_input("default", sha, unmodified_since=stored.modified)
+
+
+def test_version_is_printed(bare: Shell) -> None:
+    assert bare.overpaint("version").out == f"overpaint {__version__}\n"
+
+
+# Failing
+
+
+def test_a_farm_that_does_not_answer_is_exit_3_and_one_line(bare: Shell) -> None:
+    url = f"redis://:hidden-word@127.0.0.1:{free_ports(1)[0]}/0"
+    result = bare.overpaint("--redis-url", url, "jobs")
+    assert (result.code, result.out, len(result.err.splitlines())) == (3, "", 1)
+    assert "OVERPAINT_REDIS_URL" in result.err
+    assert "hidden-word" not in result.err
+    told = bare.overpaint("jobs", "--redis-url", url, "--json")
+    assert (told.code, json.loads(told.err)["error"]["code"]) == (3, "ledger_unreachable")
+
+
+def test_a_wrong_setting_is_exit_2_and_names_where_it_stands(bare: Shell) -> None:
+    result = bare.overpaint("jobs", "--redis-url", "nonsense")
+    assert result.code == 2
+    assert "redis_url" in result.err
+    told = Shell(bare.folder, bare.env | {"OVERPAINT_REDIS_URL": "nonsense"}).overpaint("jobs")
+    assert (told.code, "OVERPAINT_REDIS_URL" in told.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["nonsense"],
+        ["submit"],
+        ["submit", "job.json", "--seeds", "8..1"],
+        ["submit", "job.json", "--set", "prompt"],
+        ["submit", "job.json", "--out", "x"],
+        ["submit", "job.json", "--label", "x"],
+        ["submit", "nowhere/*.json"],
+        ["status"],
+        ["jobs", "--state", "lost"],
+        ["get", "x", "--expires", "0"],
+        ["gc", "--nonsense"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_command_is_exit_2_in_words_and_in_json(shell: Shell, argv: list[str]) -> None:
+    shown = shell.overpaint(*argv)
+    assert (shown.code, shown.out) == (2, "")
+    assert shown.err.startswith("overpaint: ")
+    assert "Traceback" not in shown.err
+    told = shell.overpaint(*argv, "--json")
+    assert told.code == 2
+    assert json.loads(told.err)["error"]["message"]
