@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 from overpaint_shared.job import PrepareOp
@@ -83,7 +84,7 @@ def _grey(picture: Picture, *, compat: bool) -> Samples:
     levels = encode.quantise(
         encode.in_space(torch.full((1, 1, 3), GREY), picture.icc), picture.depth, truncate=compat
     )
-    return levels[0, 0]
+    return np.asarray(levels[0, 0])
 
 
 def finish(

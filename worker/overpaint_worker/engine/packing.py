@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,8 @@ from torch import Tensor
 from overpaint_shared.errors import JobError
 from overpaint_shared.job import JobSpec, Output
 from overpaint_shared.settings import Limits
-from overpaint_worker.engine import canvas, encode, masks, picture
+from overpaint_worker.engine import canvas, composite, encode, picture
 from overpaint_worker.engine.encode import Spared
-from overpaint_worker.engine.picture import Samples
 from overpaint_worker.engine.preparation import Prepared
 
 
@@ -59,6 +58,7 @@ def pack(
     Raises:
         JobError: more changed outside the mask than `preserve` allows.
         InputError: a finishing operation does not fit, or the format cannot hold the result.
+
     """
     result = ready.fit.from_model(rendered[0].permute(1, 2, 0).to("cpu", torch.float32))
     layers = _finished(spec, ready, _composed(spec, ready, result), limits)
@@ -88,7 +88,7 @@ def _composed(spec: JobSpec, ready: Prepared, result: Tensor) -> _Layers:
     if mask is None or not spec.composite:
         return _Layers(result, alpha, None)
     original = ready.fit.kept(ready.canvas.rgb)
-    return _Layers(masks.composite(original, result, mask), alpha, _spared(ready, mask))
+    return _Layers(composite.composite(original, result, mask), alpha, _spared(ready, mask))
 
 
 def _spared(ready: Prepared, mask: Tensor) -> Spared | None:
@@ -114,7 +114,7 @@ def _finished(spec: JobSpec, ready: Prepared, layers: _Layers, limits: Limits) -
         layers.spared is not None and samples is not None
     ):  # only cropped: the file's own pixels are still there
         where = geometry.carry(torch.from_numpy(layers.spared.where).to(torch.float32), "finish")
-        spared = Spared(cast("Samples", samples), (where == 1).numpy())
+        spared = Spared(samples, (where == 1).numpy())
     return _Layers(rgb, alpha, spared)
 
 
