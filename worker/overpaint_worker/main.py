@@ -68,7 +68,8 @@ def command(
     grace: float,
     switch_after: float,
     name: str | None,
-    threads: int | None,
+    threads: int,
+    hashes: Path,
     json_logs: bool,
     config: Path | None,
 ) -> None:
@@ -93,6 +94,7 @@ def command(
         name=name,
         json_logs=json_logs,
         threads=threads,
+        hashes=hashes,
     )
     run(options, settings)
 

@@ -14,10 +14,11 @@ from overpaint_shared import __version__
 from overpaint_shared.errors import ServiceError
 from overpaint_shared.ledger import Claim, Ledger, Wakeup, WorkerRecord
 from overpaint_shared.queues import make_app, publish, queue_name
-from overpaint_shared.settings import Settings
+from overpaint_shared.settings import Limits, Settings
 from overpaint_shared.store import Store
 from overpaint_worker import protocol, transport
 from overpaint_worker.cycle import STRATEGY, Intake, ModelCycle
+from overpaint_worker.engine.options import EngineOptions
 from overpaint_worker.engine_client import EngineClient, Launch, engine_environment
 from overpaint_worker.keeper import Keeper
 from overpaint_worker.options import CPU, WorkerOptions
@@ -56,7 +57,7 @@ class Node:
             held=lambda: len(celery_state.reserved_requests),
             switch_after_s=options.switch_after_s,
         )
-        self.engine = EngineClient(_launch(options), self)
+        self.engine = EngineClient(_launch(options, self.limits), self)
         self.keeper = Keeper(
             self.ledger,
             self.worker_id,
@@ -202,13 +203,18 @@ class Node:
             log.info("not retired", action="worker.not_retired", error=str(error))
 
 
-def _launch(options: WorkerOptions) -> Launch:
-    device = CPU if options.index is None else "cuda:0"  # the only one that it can see
-    argv = [*options.engine, "--registry", str(options.registry), "--device", device]
-    if options.threads:
-        argv += ["--threads", str(options.threads)]
+def _launch(options: WorkerOptions, limits: Limits) -> Launch:
+    engine = EngineOptions(
+        fd=-1,  # appended for each process
+        registry=options.registry,
+        device=CPU if options.index is None else "cuda:0",  # the only one that it can see
+        threads=options.threads,
+        hashes=options.hashes,
+        limits=limits,
+        json_logs=options.json_logs,
+    )
     return Launch(
-        argv=argv,
+        argv=[*options.engine, *engine.argv()],
         environment=engine_environment(options.visible_devices()),
         answer_s=options.answer_s,
     )

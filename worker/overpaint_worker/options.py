@@ -37,8 +37,10 @@ class WorkerOptions:
     switch_after_s: float = SWITCH_AFTER_S
     name: str | None = None
     json_logs: bool = False
-    threads: int | None = None
-    """CPU threads of the engine's arithmetic; None: torch's own choice."""
+    threads: int = 1
+    """CPU threads of the engine's arithmetic."""
+    hashes: Path | None = None
+    """Where the engine remembers the digests of weights, which take minutes to compute."""
     engine: tuple[str, ...] = field(default_factory=_default_engine)
     """The engine's program. Tests put another here."""
     answer_s: float = 60.0
