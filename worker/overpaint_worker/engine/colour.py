@@ -74,7 +74,7 @@ def _read(icc: bytes) -> Profile:
         raise ProfileError("it has no ICC header")
     space, tags = icc[16:20], _tags(icc)
     if space == b"GRAY":
-        return Grey(_curve(tags[b"kTRC"])) if b"kTRC" in tags else _missing("kTRC")
+        return Grey(_single(_curve(tags[b"kTRC"]))) if b"kTRC" in tags else _missing("kTRC")
     if space != b"RGB ":
         raise ProfileError(f"it is for {space.decode('latin-1').strip()!r} pictures, not for RGB or grey")
     if b"A2B0" in tags or not {b"rXYZ", b"gXYZ", b"bXYZ", b"rTRC", b"gTRC", b"bTRC"} <= tags.keys():
@@ -102,7 +102,7 @@ def _matrix(tags: dict[bytes, bytes]) -> Profile:
     matrix = np.linalg.inv(SRGB_TO_XYZ) @ np.stack(columns, axis=1)
     if abs(np.linalg.det(matrix)) < 1e-6:
         raise ProfileError("its primaries span no space")
-    profile = Matrix(np.stack(curves), matrix)
+    profile = Matrix.of(curves, matrix)
     return Identity() if _is_srgb(profile) else profile
 
 
@@ -154,26 +154,28 @@ def _parametric(x: Doubles, tag: bytes) -> Doubles:
     return np.where(x >= d, np.clip(a * x + b, 0, None) ** g + e, c * x + f)
 
 
-def _linear_to_srgb(linear: Doubles) -> Doubles:
-    return np.where(
-        linear <= 0.0031308, linear * 12.92, 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055
-    )
-
-
 def _srgb_to_linear(srgb: Doubles) -> Doubles:
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
+def _linear_to_srgb(linear: Floats) -> Floats:
+    """Linear light 0..1 to sRGB, in float32: this and `_lookup` see every pixel."""
+    toe = linear * np.float32(12.92)
+    power = np.maximum(linear, np.float32(0.0031308)) ** np.float32(1 / 2.4)
+    return np.where(linear <= np.float32(0.0031308), toe, power * np.float32(1.055) - np.float32(0.055))
+
+
+def _lookup(table: Floats, values: Floats) -> Floats:
+    """Values 0..1 in a table of CURVE_STEPS + 1 even samples, linearly between them."""
+    place = np.clip(values, 0, 1) * np.float32(CURVE_STEPS)
+    below = np.minimum(place.astype(np.int32), CURVE_STEPS - 1)
+    share = place - below.astype(np.float32)
+    return np.asarray(table[below] * (1 - share) + table[below + 1] * share)
+
+
 _AXIS = np.linspace(0, 1, CURVE_STEPS + 1)
-_TO_LINEAR = _srgb_to_linear(_AXIS)
-
-
-def _along(curve: Doubles, values: NDArray[np.floating]) -> Floats:
-    return np.asarray(np.interp(values, _AXIS, curve), dtype=np.float32)
-
-
-def _against(curve: Doubles, values: NDArray[np.floating]) -> Floats:
-    return np.asarray(np.interp(values, curve, _AXIS), dtype=np.float32)
+_LINEAR = _srgb_to_linear(_AXIS)
+_TO_LINEAR = _LINEAR.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,38 +196,52 @@ class Identity:
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """Three tone curves [3, CURVE_STEPS + 1] and a matrix [3, 3] from linear device values to linear sRGB.
+    """Three tone curves and a matrix [3, 3] from linear device values to linear sRGB.
 
     The mapping is relative colorimetric: white stays white. Colours outside sRGB are clipped.
+    `curves` [3, CURVE_STEPS + 1] lead from device values to linear light, `inverses` from linear light, written
+    as sRGB writes it (so that dark values have samples enough), to device values.
     """
 
-    curves: Doubles
-    matrix: Doubles
+    curves: Floats
+    inverses: Floats
+    matrix: Floats
     channels: int = 3
     returns: bool = True
 
+    @classmethod
+    def of(cls, curves: list[Doubles], matrix: Doubles) -> Matrix:
+        """Prepare the tables; `curves` rise from 0 to 1."""
+        inverses = [np.interp(_LINEAR, curve, _AXIS) for curve in curves]
+        return cls(_single(np.stack(curves)), _single(np.stack(inverses)), _single(matrix))
+
     def to_srgb(self, device: Floats) -> Floats:
         """Curve, matrix, sRGB's curve."""
-        linear = np.stack([_along(self.curves[c], device[..., c]) for c in range(3)], axis=-1)
-        return _against(_TO_LINEAR, np.clip(linear @ self.matrix.T.astype(np.float32), 0, 1))
+        linear = np.stack([_lookup(self.curves[c], device[..., c]) for c in range(3)], axis=-1)
+        return _linear_to_srgb(np.clip(linear @ self.matrix.T, 0, 1))
 
     def from_srgb(self, srgb: Floats) -> Floats:
         """The same way back."""
-        linear = _along(_TO_LINEAR, srgb) @ np.linalg.inv(self.matrix).T.astype(np.float32)
-        return np.stack([_against(self.curves[c], linear[..., c]) for c in range(3)], axis=-1)
+        linear = _lookup(_TO_LINEAR, srgb) @ _single(np.linalg.inv(self.matrix.astype(np.float64))).T
+        even = _linear_to_srgb(np.clip(linear, 0, 1))
+        return np.stack([_lookup(self.inverses[c], even[..., c]) for c in range(3)], axis=-1)
+
+
+def _single(values: Doubles) -> Floats:
+    return values.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class Grey:
-    """One tone curve. A grey picture becomes RGB, so there is no way back into its profile."""
+    """One tone curve [CURVE_STEPS + 1]. A grey picture becomes RGB, with no way back into its profile."""
 
-    curve: Doubles
+    curve: Floats
     channels: int = 1
     returns: bool = False
 
     def to_srgb(self, device: Floats) -> Floats:
         """Device values [..., 1] to three equal channels."""
-        return np.repeat(_against(_TO_LINEAR, _along(self.curve, device)), 3, axis=-1)
+        return np.repeat(_linear_to_srgb(_lookup(self.curve, device)), 3, axis=-1)
 
     def from_srgb(self, srgb: Floats) -> Floats:  # noqa: ARG002 - as every profile
         """Never called: `returns` is false."""
