@@ -67,7 +67,7 @@ class S3Service:
         self.child.kill()
 
 
-def start_redis(folder: Path, port: int | None = None) -> RedisService:
+def start_redis(folder: Path, port: int | None = None, *, log: Path | None = None) -> RedisService:
     """Start Redis, its data under `folder`: append-only, no eviction, a password. Returns when it answers.
 
     `port`: the one to use (a restart), else the folder's last one if it is free, else any. Raises
@@ -77,11 +77,11 @@ def start_redis(folder: Path, port: int | None = None) -> RedisService:
     folder = _private_folder(folder)
     password = _kept(folder / "password", lambda: secrets.token_urlsafe(24))
     return _with_ports(
-        folder, ("port",), port, lambda ports: _run_redis(program, folder, password, ports["port"])
+        folder, ("port",), port, lambda ports: _run_redis(program, folder, password, ports["port"], log)
     )
 
 
-def _run_redis(program: str, folder: Path, password: str, port: int) -> RedisService:
+def _run_redis(program: str, folder: Path, password: str, port: int, log: Path | None) -> RedisService:
     # The password goes into a file that only we can read: a command line is everybody's to see.
     config = folder / "redis.conf"
     lines = [
@@ -94,8 +94,10 @@ def _run_redis(program: str, folder: Path, password: str, port: int) -> RedisSer
         "maxmemory-policy noeviction",
         "daemonize no",
     ]
-    _write_private(config, "\n".join(lines) + "\n")
-    child = children.start("Redis", [program, str(config), "--dir", str(folder)], log=folder / "redis.log")
+    write_private(config, "\n".join(lines) + "\n")
+    child = children.start(
+        "Redis", [program, str(config), "--dir", str(folder)], log=log or folder / "redis.log"
+    )
     url = f"redis://:{password}@{HOST}:{port}/0"
     children.wait_ready(child, lambda: _redis_answers(url), timeout_s=READY_S)
     return RedisService(port=port, url=url, dir=folder, child=child)
@@ -135,7 +137,7 @@ S3_PORTS = (
 )  # fmt: skip
 
 
-def start_s3(folder: Path, bucket: str = "overpaint") -> S3Service:
+def start_s3(folder: Path, bucket: str = "overpaint", *, log: Path | None = None) -> S3Service:
     """Start SeaweedFS, its data under `folder`, with `bucket`. Returns when it takes and gives an object.
 
     Keys are made once per folder. Writes are not fsynced: a power cut, not a crash, may lose the last
@@ -144,21 +146,23 @@ def start_s3(folder: Path, bucket: str = "overpaint") -> S3Service:
     program = find_weed()
     folder = _private_folder(folder)
     keys = json.loads(_kept(folder / "keys.json", _new_keys))
-    return _with_ports(folder, S3_PORTS, None, lambda ports: _run_s3(program, folder, bucket, keys, ports))
+    return _with_ports(
+        folder, S3_PORTS, None, lambda ports: _run_s3(program, folder, bucket, keys, ports, log=log)
+    )
 
 
 def _run_s3(
-    program: str, folder: Path, bucket: str, keys: dict[str, str], ports: dict[str, int]
+    program: str, folder: Path, bucket: str, keys: dict[str, str], ports: dict[str, int], *, log: Path | None
 ) -> S3Service:
     identity = {"name": "farm", "credentials": [keys], "actions": ["Admin"]}
-    _write_private(folder / "s3.json", json.dumps({"identities": [identity]}))
+    write_private(folder / "s3.json", json.dumps({"identities": [identity]}))
     argv = [
         program,
         "mini",
         *_weed_options(folder, bucket),
         *(f"-{name}={port}" for name, port in ports.items()),
     ]
-    child = children.start("S3 (SeaweedFS)", argv, log=folder / "seaweedfs.log")
+    child = children.start("S3 (SeaweedFS)", argv, log=log or folder / "seaweedfs.log")
     service = S3Service(
         port=ports["s3.port"],
         endpoint_url=f"http://{HOST}:{ports['s3.port']}",
@@ -253,7 +257,7 @@ def _with_ports(
                 raise
             ports = {}
         else:
-            _write_private(memory, json.dumps(ports))
+            write_private(memory, json.dumps(ports))
             return service
     raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -299,11 +303,11 @@ def _kept(path: Path, make: Callable[[], str]) -> str:
     with contextlib.suppress(FileNotFoundError):
         return path.read_text()
     text = make()
-    _write_private(path, text)
+    write_private(path, text)
     return text
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read, never partly written."""
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)

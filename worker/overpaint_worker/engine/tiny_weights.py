@@ -132,8 +132,9 @@ def _unet() -> Any:
         in_channels=LATENTS,
         out_channels=LATENTS,
         block_out_channels=(WIDTH,) * 3,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        # Attention over every place of the latent would cost more than all the rest.
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         norm_num_groups=GROUPS,
         cross_attention_dim=WIDTH,

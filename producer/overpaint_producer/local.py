@@ -1,0 +1,345 @@
+"""A whole farm on this machine: Redis, S3, one worker and Flower, started in order and stopped in reverse.
+
+Everything lies under one folder (`./overpaint-data`): data, logs, and `farm.toml`, by which other commands
+find the farm. A service that the settings name is used instead of starting one.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import sys
+import sysconfig
+import threading
+import urllib.request
+from _thread import interrupt_main
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Self
+from urllib.error import URLError
+
+from overpaint_producer import children, services
+from overpaint_producer.children import Child
+from overpaint_producer.client import Farm
+from overpaint_shared import __version__
+from overpaint_shared.errors import MissingExtraError, ServiceError, SettingsError
+from overpaint_shared.settings import Settings
+
+TINY_MODEL = "tiny"
+GRACE_S = 10
+"""What the worker gets to finish its jobs when the farm stops, seconds; the rest stay queued."""
+READY_S = 120.0
+"""A worker imports torch and reads its registry on a cold disk; Flower is quicker."""
+WATCH_S = 0.2
+FLOWER_USER = "operator"
+RUNTIME_BUCKETS_S = "1,2,5,10,20,40,80,160,320,640"
+TINY_REGISTRY = """\
+# Written by `overpaint up`. Your own models: docs/models.md, and `overpaint up --registry FILE`.
+[models.tiny]
+family = "sd"
+path = "models/tiny"
+dtype = "float32"
+defaults = { steps = 20, cfg = 4.0, sampler = "euler", scheduler = "normal", size = 384 }
+"""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to start."""
+
+    data: Path
+    settings: Settings
+    """As given by options, environment and files: services named there are not started."""
+    registry: Path | None = None
+    """Whose models the worker renders; None: the demo's tiny ones."""
+    device: str = "cpu"
+    slots: int = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Something that runs, and how people find it."""
+
+    name: str
+    where: str
+    child: Child | None
+    """None for a service that was there before."""
+
+
+@dataclass
+class LocalFarm:
+    """A farm that runs while the `with` block does. `say` gets one line for each step."""
+
+    plan: Plan
+    say: Say
+    settings: Settings = field(init=False)
+    """Of the farm that runs, once started."""
+    parts: list[Part] = field(default_factory=list, init=False)
+    died: Child | None = field(default=None, init=False)
+    """The part that ended by itself, if one did: the main thread was interrupted then."""
+    flower_password: str = field(default_factory=lambda: secrets.token_urlsafe(12), init=False, repr=False)
+    _lock: int = field(default=-1, init=False)
+    _stopping: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def __enter__(self) -> Self:
+        _need_worker()
+        self.data.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(self.data / "up.lock")
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def data(self) -> Path:
+        """The folder of everything, absolute."""
+        return self.plan.data.resolve()
+
+    @property
+    def config(self) -> Path:
+        """The settings file of this farm."""
+        return self.data / "farm.toml"
+
+    @property
+    def trained(self) -> bool:
+        """Whether its models are the user's own, not the demo's tiny ones."""
+        return self.plan.registry is not None
+
+    def connect(self) -> Farm:
+        """A client of this farm. Raises ServiceError."""
+        return Farm.connect(self.settings)
+
+    # Starting
+
+    def _start(self) -> None:
+        given = self.plan.settings.model_dump(include=set(_SHARED))
+        given |= self._redis() | self._s3()
+        registry = self._registry()
+        _write_config(self.config, given | {"registry": str(registry)})
+        self.settings = Settings.load(self.config)
+        self._worker(registry)
+        self._flower()
+        # Until here, whoever waits for a part to answer notices that it has ended.
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    def _redis(self) -> dict[str, str]:
+        if self.plan.settings.source("redis_url"):
+            self._add(Part(name="Redis", where=f"{self.plan.settings.redis_url.shown} (yours)", child=None))
+            return {}
+        redis = services.start_redis(self.data / "redis", log=self._log("redis"))
+        self._add(
+            Part(name="Redis", where=f"{services.HOST}:{redis.port}, with a password", child=redis.child)
+        )
+        return {"redis_url": redis.url}
+
+    def _s3(self) -> dict[str, str]:
+        settings = self.plan.settings
+        if settings.source("s3_endpoint_url") or settings.source("s3_access_key"):
+            where = f"{settings.s3_endpoint_url or 'Amazon S3'}, bucket {settings.s3_bucket} (yours)"
+            self._add(Part(name="S3", where=where, child=None))
+            return {}
+        s3 = services.start_s3(self.data / "s3", settings.s3_bucket, log=self._log("s3"))
+        self._add(Part(name="S3", where=f"{s3.endpoint_url}, bucket {s3.bucket}", child=s3.child))
+        return {
+            "s3_endpoint_url": s3.endpoint_url,
+            "s3_access_key": s3.access_key,
+            "s3_secret_key": s3.secret_key,
+        }
+
+    def _registry(self) -> Path:
+        if self.plan.registry is not None:
+            return self.plan.registry.resolve()
+        _build_tiny(self.data / "models" / TINY_MODEL, self._log("weights"), self.say)
+        registry = self.data / "models.toml"
+        registry.write_text(TINY_REGISTRY)
+        return registry
+
+    def _worker(self, registry: Path) -> None:
+        name = f"local-{secrets.token_hex(3)}"  # a record of the worker before this one may still be there
+        argv = [_script("overpaint-worker"), "--device", self.plan.device, "--registry", str(registry)]
+        argv += ["--slots", str(self.plan.slots), "--grace", str(GRACE_S), "--config", str(self.config)]
+        if self.plan.device == "cpu":
+            # One core stays free: torch's threads crawl when they have to share theirs.
+            argv += ["--threads", str(max(1, (os.cpu_count() or 2) - 1))]
+        if self.plan.device != "all":
+            argv += ["--name", name]
+        child = children.start("worker", argv, log=self._log("worker"))
+        where = f"{self.plan.device}, {self.plan.slots} slots, models of {self.shown(registry)}"
+        self._add(Part(name="worker", where=where, child=child))
+        with Farm(self.settings) as farm:
+            known = {record.id for record in farm.workers() if not record.name.startswith(name)}
+            children.wait_ready(
+                child,
+                lambda: any(record.catalogue for record in farm.workers() if record.id not in known),
+                timeout_s=READY_S,
+            )
+
+    def _flower(self) -> None:
+        port = services.free_ports(1)[0]
+        argv = [sys.executable, "-m", "celery", "--app=overpaint_producer.monitor", "flower"]
+        argv += [
+            f"--address={services.HOST}",
+            f"--port={port}",
+            "--read_only=True",
+            "--purge_offline_workers=60",
+        ]
+        argv += [f"--task_runtime_metric_buckets={RUNTIME_BUCKETS_S}"]
+        # In the environment, not among the arguments, which every user of the machine can read.
+        secret = {
+            "FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{self.flower_password}",
+            "OVERPAINT_CONFIG": str(self.config),
+        }
+        child = children.start("Flower", argv, log=self._log("flower"), env=secret)
+        url = f"http://{services.HOST}:{port}"
+        where = f"{url}, user {FLOWER_USER}, password {self.flower_password}"
+        self._add(Part(name="Flower", where=where, child=child))
+        children.wait_ready(child, lambda: _answers(f"{url}/healthcheck"), timeout_s=READY_S)
+
+    def _add(self, part: Part) -> None:
+        self.parts.append(part)
+
+    def _log(self, name: str) -> Path:
+        return self.data / "logs" / f"{name}.log"
+
+    def shown(self, path: Path) -> str:
+        """A path as people at the working directory would write it."""
+        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+    def demo_model(self, client: Farm) -> str:
+        """The model to show: the first by name that the worker offers."""
+        return min(model for record in client.workers() for model in record.models)
+
+    # Running and stopping
+
+    def _watch(self) -> None:
+        """Interrupt the main thread when a part ends by itself."""
+        while not self._stopping.wait(WATCH_S):
+            for part in list(self.parts):
+                if part.child and not part.child.alive and not self._stopping.is_set():
+                    self.died = part.child
+                    interrupt_main()
+                    return
+
+    def death(self) -> ServiceError | None:
+        """What to say of the part that ended by itself; None if all run."""
+        if self.died is None:
+            return None
+        child = self.died
+        return ServiceError(
+            f"{child.name} ended by itself, status {child.process.returncode}. Its log ends:\n{child.tail()}",
+            fix=f"read {child.log}",
+        )
+
+    def stop(self) -> None:
+        """Stop what was started, the last first, and let go of the folder. May be called twice."""
+        self._stopping.set()
+        while self.parts:
+            part = self.parts.pop()
+            if part.child is not None:
+                if part.child.alive:
+                    self.say(f"stopping {part.name}")
+                part.child.stop(timeout_s=GRACE_S + 10)
+        if self._lock >= 0:
+            self.config.unlink(missing_ok=True)  # nobody is there to be found
+            os.close(self._lock)
+            self._lock = -1
+
+    def kill(self) -> None:
+        """End everything at once."""
+        for part in self.parts:
+            if part.child is not None:
+                part.child.process.kill()
+
+    def screen(self) -> str:
+        """What runs where, for people."""
+        width = max(len(part.name) for part in self.parts)
+        lines = [f"  {part.name:<{width}}  {part.where}" for part in self.parts]
+        lines += [f"  {'logs':<{width}}  {self.shown(self.data / 'logs')}"]
+        lines += [f"  {'config':<{width}}  {self.shown(self.config)}"]
+        return "\n".join(lines)
+
+
+_SHARED = (
+    "redis_url",
+    "s3_endpoint_url",
+    "s3_bucket",
+    "s3_access_key",
+    "s3_secret_key",
+    "s3_region",
+    "s3_checksums",
+    "owner",
+)
+"""The settings that `farm.toml` hands on to the other commands."""
+
+
+def lock(path: Path) -> int:
+    """Take the folder, as a descriptor to close; the lock ends with the process. Raises SettingsError."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(handle, 32).decode(errors="replace").strip()
+        os.close(handle)
+        raise SettingsError(
+            f"a farm runs in {path.parent} already (process {owner})",
+            field="--data",
+            value=str(path.parent),
+            fix="use that one, stop it with Ctrl-C, or name another folder",
+        ) from None
+    os.truncate(handle, 0)
+    os.write(handle, f"{os.getpid()}\n".encode())
+    return handle
+
+
+def _need_worker() -> None:
+    missing = [name for name in ("torch", "diffusers", "transformers", "flower") if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"`overpaint up` needs {', '.join(missing)}, which is not installed",
+            fix="pip install 'overpaint[worker,local]'",
+        )
+
+
+def _build_tiny(folder: Path, log: Path, say: Say) -> None:
+    """Build the demo's weights, once per folder and version, in a process of its own: this one has no torch."""
+    stamp = folder / "version"
+    if stamp.is_file() and stamp.read_text() == __version__:
+        return
+    say("building the demo's tiny weights")
+    argv = [sys.executable, "-m", "overpaint_worker.engine.tiny_weights", str(folder)]
+    child = children.start("the weights' builder", argv, log=log)
+    if child.process.wait() != 0:
+        raise ServiceError(f"the demo's weights could not be built.\n{child.tail()}", fix=f"read {log}")
+    stamp.write_text(__version__)
+
+
+def _write_config(path: Path, values: dict[str, object]) -> None:
+    lines = ["# Written by `overpaint up` for the commands in this folder; gone when it stops."]
+    # JSON's strings are TOML's.
+    lines += [f"{name} = {json.dumps(_plain(value))}" for name, value in values.items() if value is not None]
+    services.write_private(path, "\n".join(lines) + "\n")
+
+
+def _plain(value: object) -> str:
+    reveal = getattr(value, "get_secret_value", None)
+    return str(reveal() if reveal else value)
+
+
+def _script(name: str) -> str:
+    return str(Path(sysconfig.get_path("scripts")) / name)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - a URL of our own
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False

@@ -1,0 +1,250 @@
+"""`overpaint up`, as typed: what it starts, what it says, and that it leaves nothing behind."""
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sysconfig
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import HTTPError
+
+import boto3
+import psutil
+import pytest
+import redis
+from PIL import Image, ImageChops, ImageStat
+
+from overpaint_producer.demo import SOURCE
+from overpaint_producer.services import RedisService, S3Service, start_s3
+from overpaint_shared import __version__
+
+OVERPAINT = str(Path(sysconfig.get_path("scripts")) / "overpaint")
+LEAVE_S = 60
+Environment = dict[str, str]
+
+
+@pytest.fixture
+def nothing_set() -> Environment:
+    """An environment that names no farm."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("OVERPAINT_")} | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def servers_given(
+    nothing_set: Environment, redis_url: str, s3_server: S3Service, s3_bucket: str
+) -> Environment:
+    """An environment that names the tests' own Redis and S3."""
+    return nothing_set | {
+        "OVERPAINT_REDIS_URL": redis_url,
+        "OVERPAINT_S3_ENDPOINT_URL": s3_server.endpoint_url,
+        "OVERPAINT_S3_BUCKET": s3_bucket,
+        "OVERPAINT_S3_ACCESS_KEY": s3_server.access_key,
+        "OVERPAINT_S3_SECRET_KEY": s3_server.secret_key,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's weights as `up` keeps them, built once for the tests that are not about building them."""
+    from overpaint_worker.engine.tiny_weights import build
+
+    folder = tmp_path_factory.mktemp("weights") / "models"
+    build(folder / "tiny")
+    (folder / "tiny" / "version").write_text(__version__)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model: Path) -> Path:
+    """A working directory whose farm finds its weights built."""
+    shutil.copytree(tiny_model, tmp_path / "overpaint-data" / "models")
+    return tmp_path
+
+
+class Up:
+    """A running `overpaint up --json`."""
+
+    def __init__(self, process: "subprocess.Popen[str]", errors: Path) -> None:
+        self.process = process
+        self._errors = errors
+        self.ready = self.event()
+        assert self.ready["event"] == "ready", self.ready
+        self.family = psutil.Process(process.pid).children(recursive=True)
+
+    def event(self) -> dict:
+        """The next line of JSON."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.said
+        return json.loads(line)
+
+    @property
+    def said(self) -> str:
+        """What it wrote for people."""
+        return self._errors.read_text()
+
+    def part(self, word: str) -> psutil.Process:
+        """The one child whose command line holds `word`."""
+        (found,) = [each for each in self.family if word in " ".join(each.cmdline())]
+        return found
+
+    def left(self) -> list[psutil.Process]:
+        """Those of its processes that have not ended within a while."""
+        return psutil.wait_procs(self.family, timeout=LEAVE_S)[1]
+
+
+@contextmanager
+def started(folder: Path, environment: Environment, *options: str) -> Iterator[Up]:
+    errors = folder / "errors.txt"
+    with errors.open("w") as err:
+        process = subprocess.Popen(
+            [OVERPAINT, "up", "--json", *options],
+            cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=err, text=True,
+        )  # fmt: skip
+    try:
+        yield Up(process, errors)
+    finally:
+        process.kill()  # its children end with it
+        process.communicate()
+
+
+def typed(folder: Path, environment: Environment, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [OVERPAINT, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def difference(one: Image.Image, other: Image.Image) -> float:
+    """Mean absolute difference of two RGB pictures, 8-bit levels."""
+    return sum(ImageStat.Stat(ImageChops.difference(one, other)).mean) / 3
+
+
+def test_up_once_renders_the_demo_into_s3_and_onto_disk_and_leaves_nothing(
+    tmp_path: Path, nothing_set: Environment
+) -> None:
+    with started(tmp_path, nothing_set, "--once") as up:
+        demo = up.event()
+        assert up.process.wait(LEAVE_S) == 0, up.said
+        assert up.left() == []
+        said = up.said
+    assert "untrained" in said
+
+    source = Image.open(SOURCE).convert("RGB")
+    pictures = [Image.open(path) for path in demo["pictures"]]
+    assert [(picture.size, picture.mode) for picture in pictures] == [(source.size, "RGB")] * 3
+    changes = [difference(picture, source) for picture in pictures]
+    assert changes == sorted(changes), "more denoise must change more"
+    assert changes[0] < 25, "at the lowest strength the drawing must be recognisable"
+    assert changes[2] > changes[0] * 1.3
+    with Image.open(demo["sheet"]) as sheet:
+        assert sheet.width > 4 * 384
+
+    s3 = start_s3(tmp_path / "overpaint-data" / "s3")  # what was stored must outlive the farm
+    try:
+        keys = dict(
+            aws_access_key_id=s3.access_key, aws_secret_access_key=s3.secret_key, region_name="us-east-1"
+        )
+        client = boto3.client("s3", endpoint_url=s3.endpoint_url, **keys)
+        for key, path in zip(demo["keys"], demo["pictures"], strict=True):
+            assert client.get_object(Bucket=s3.bucket, Key=key)["Body"].read() == Path(path).read_bytes()
+    finally:
+        s3.kill()
+
+
+def test_a_running_farm_is_found_by_other_commands_and_refuses_a_second_one(
+    folder: Path, nothing_set: Environment
+) -> None:
+    with started(folder, nothing_set, "--no-demo") as up:
+        config = folder / "overpaint-data" / "farm.toml"
+        assert stat.S_IMODE(config.stat().st_mode) == 0o600
+        assert (
+            len([each for each in up.family if each.name() in ("redis-server", "valkey-server", "weed")]) == 2
+        )
+
+        workers = typed(folder, nothing_set, "workers", "--json")
+        assert workers.returncode == 0, workers.stderr
+        assert json.loads(workers.stdout.splitlines()[0])["models"] == ["tiny"]
+
+        second = typed(folder, nothing_set, "up", "--once")
+        assert second.returncode == 2
+        assert f"process {up.process.pid}" in second.stderr
+
+        url, _, password = up.ready["parts"]["Flower"].partition(", user operator, password ")
+        with pytest.raises(HTTPError, match="401"):
+            urllib.request.urlopen(f"{url}/", timeout=10)
+        manager = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+        manager.add_password(None, url, "operator", password)
+        known = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(manager))
+        assert known.open(f"{url}/", timeout=10).status == 200
+
+        for each in up.family:
+            assert password not in " ".join(each.cmdline())
+
+        up.process.send_signal(signal.SIGTERM)
+        assert up.process.wait(LEAVE_S) == 0, up.said
+        assert up.left() == []
+        assert not config.exists()
+        stops = [
+            line.removeprefix("stopping ") for line in up.said.splitlines() if line.startswith("stopping")
+        ]
+        assert stops == ["Flower", "worker", "S3", "Redis"]
+
+
+def test_servers_that_are_given_are_used_and_left_running(
+    folder: Path, servers_given: Environment, redis_client: redis.Redis
+) -> None:
+    with started(folder, servers_given, "--no-demo") as up:
+        assert not [each for each in up.family if each.name() in ("redis-server", "valkey-server", "weed")]
+        assert redis_client.keys("op:*"), "the worker announces itself in the Redis that was given"
+        assert "yours" in up.ready["parts"]["Redis"]
+
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(LEAVE_S) == 0, up.said
+        assert up.left() == []
+    assert redis_client.ping()
+
+
+@pytest.mark.parametrize("word", ["overpaint-worker", "flower"])
+def test_a_part_that_dies_is_named_and_takes_the_farm_with_it(
+    word: str, folder: Path, servers_given: Environment
+) -> None:
+    with started(folder, servers_given, "--no-demo") as up:
+        up.part(word).kill()
+        assert up.process.wait(LEAVE_S) == 3
+        assert f"{word.removeprefix('overpaint-')} ended by itself" in up.said.replace("Flower", "flower")
+        assert up.left() == []
+
+
+def test_no_process_outlives_an_up_that_is_killed(folder: Path, nothing_set: Environment) -> None:
+    with started(folder, nothing_set, "--no-demo") as up:
+        assert len(up.family) >= 5, "Redis, S3, the worker, its engine, Flower"
+        up.process.kill()
+        assert up.left() == []
+
+
+def test_the_folder_of_a_killed_farm_can_be_used_again(
+    folder: Path, servers_given: Environment, redis_server: RedisService
+) -> None:
+    data = folder / "overpaint-data"
+    (data / "farm.toml").write_text('redis_url = "redis://127.0.0.1:1/0"\n')  # as it was left behind
+    (data / "up.lock").write_text("1\n")
+    with started(folder, servers_given, "--no-demo") as up:
+        assert str(redis_server.port) in up.ready["parts"]["Redis"]
+
+
+def test_up_says_what_a_wrong_option_should_be(tmp_path: Path, nothing_set: Environment) -> None:
+    refused = typed(tmp_path, nothing_set, "up", "--registry", "none.toml")
+    assert refused.returncode == 2
+    assert "none.toml" in refused.stderr
+    assert not (tmp_path / "overpaint-data").exists()
