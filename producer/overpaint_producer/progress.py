@@ -12,7 +12,7 @@ from overpaint_shared.ledger.records import Event
 from overpaint_shared.ledger.states import TERMINAL, JobState
 
 if TYPE_CHECKING:
-    from rich.console import JustifyMethod
+    from rich.console import Console, JustifyMethod
     from rich.progress import Progress, TaskID
 
 FEW = 8
@@ -221,7 +221,7 @@ class Bars:
         )
 
 
-def _progress() -> "Progress":
+def _progress(console: "Console | None" = None) -> "Progress":
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
@@ -238,6 +238,6 @@ def _progress() -> "Progress":
         text("{task.fields[what]}"),
         text("{task.fields[rate]}"),
         text("{task.fields[left]}", justify="right"),
-        console=Console(stderr=True, highlight=False),
+        console=console or Console(stderr=True, highlight=False),
         transient=False,
     )

@@ -10,7 +10,8 @@ from typing import Any
 from overpaint_shared.errors import SpecError
 
 MAX_VARIANTS = 100_000
-_RANGE = re.compile(r"(\d{1,20})\.\.(\d{1,20})")
+_RANGE = re.compile(r"([0-9]{1,20})\.\.([0-9]{1,20})")
+_NUMBER = re.compile(r"[0-9]{1,20}")  # not str.isdecimal, which takes the digits of every script
 
 Json = Any
 Assignment = tuple[tuple[str | int, ...], Json]
@@ -27,7 +28,7 @@ def parse_seeds(text: str) -> list[int]:
                     f"{part.strip()!r}: the last seed must follow the first, by less than {MAX_VARIANTS}"
                 )
             seeds.extend(range(first, last + 1))
-        elif part.strip().isdecimal():
+        elif _NUMBER.fullmatch(part.strip()):
             seeds.append(int(part))
         else:
             raise ValueError(f"{part.strip()!r} is no seed; write 7, or 1..8, or 1,5,9")
@@ -41,8 +42,8 @@ def parse_assignment(text: str) -> Assignment:
     A number in the path counts in a list from 0: `prepare.0.factor=2` or `prepare[0].factor=2`.
     """
     path, equals, value = text.partition("=")
-    names = re.sub(r"\[(\d+)\]", r".\1", path.strip()).split(".")
-    steps = tuple(int(name) if name.isdecimal() else name for name in names)
+    names = re.sub(r"\[([0-9]+)\]", r".\1", path.strip()).split(".")
+    steps = tuple(int(name) if _NUMBER.fullmatch(name) else name for name in names)
     if not equals or "" in steps:
         raise ValueError(f"{text!r} is no assignment; write path=value, as in sampling.steps=30")
     try:

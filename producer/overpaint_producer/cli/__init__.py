@@ -28,14 +28,17 @@ COMMANDS = {
     "schema": ("overpaint_producer.cli.check", "Print the JSON Schema of a job."),
     "workers": ("overpaint_producer.cli.operate", "List the live workers and what they render."),
     "gc": ("overpaint_producer.cli.operate", "Delete stored files that no job needs."),
-    "up": ("overpaint_producer.cli.up", "Start a whole farm on this machine."),
+    "up": (
+        "overpaint_producer.cli.up",
+        "Start a whole farm on this machine: Redis, S3, a worker and Flower. Ctrl-C stops it.",
+    ),
     "version": ("overpaint_producer.cli.operate", "Print the version."),
 }
 """Command: (module that holds it under its own name, first line of its help)."""
 
 WORKER_COMMANDS = {
-    "render": "Render a job in this process, without a farm.",
-    "prepare": "Write what a job would start from: its canvas and mask.",
+    "render": "Render one job in this process: no Redis, no S3.",
+    "prepare": "Do only what needs no diffusion model: write canvas.png and mask.png.",
 }
 """Commands that the worker brings: they need its extra, and are shown without it, too."""
 
@@ -90,7 +93,7 @@ def worker_command(name: str) -> click.Command:
 
 
 def _missing_extra(name: str, missing: str) -> click.Command:
-    text = f"{WORKER_COMMANDS[name]}\n\nNot installed here ({missing} missing). To have it: {INSTALL}"
+    text = f"{WORKER_COMMANDS[name]}\n\nNot installed here ({missing} missing). To have it:\n\n\b\n{INSTALL}"
 
     @click.command(name, help=text, context_settings={"ignore_unknown_options": True})
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
