@@ -199,8 +199,8 @@ class Matrix:
     """Three tone curves and a matrix [3, 3] from linear device values to linear sRGB.
 
     The mapping is relative colorimetric: white stays white. Colours outside sRGB are clipped.
-    `curves` [3, CURVE_STEPS + 1] lead from device values to linear light, `inverses` from linear light, written
-    as sRGB writes it (so that dark values have samples enough), to device values.
+    `curves` [3, CURVE_STEPS + 1] lead from device values to linear light, `inverses` from linear light
+    (written as sRGB writes it, so that dark values have samples enough) to device values.
     """
 
     curves: Floats
