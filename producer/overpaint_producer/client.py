@@ -237,9 +237,9 @@ class Job:
         """Ask it to stop: `cancelled` at once if it waits, else `cancelling` until its worker has stopped."""
         released = self._farm.ledger.cancel(self.id)
         if released.state is None:
-            self.status()  # raises UnknownJob
+            return self.status().state  # raises UnknownJob
         self._publish(released.wakeups)
-        return self.status().state if released.state is None else released.state
+        return released.state
 
     def replay(self) -> None:
         """Queue it again after it failed; raises OverpaintError in any other state."""

@@ -44,14 +44,12 @@ def follow(
         try:
             with ledger.events(owner, tuple(watch.heard)) as events:
                 # Only now that the subscription stands: nothing can happen between looking and listening.
-                for job_id in tuple(watch.heard):
-                    yield from watch.looked_up(job_id, ledger.job(job_id))
+                yield from watch.looked_up(tuple(watch.heard), ledger)
                 outage.over()
                 while watch.heard:
                     if (event := events.poll(watch.patience_s())) is not None:
                         yield from watch.news(event)
-                    for job_id in watch.silent():
-                        yield from watch.looked_up(job_id, ledger.job(job_id))
+                    yield from watch.looked_up(watch.silent(), ledger)
         except LedgerUnreachable as error:
             outage.wait(error, watch.patience_s())
 
@@ -103,12 +101,14 @@ class _Watch:
         silent = sorted((at, job_id) for job_id, at in self.heard.items() if at < before)
         return [job_id for _, job_id in silent[:POLL_BATCH]]
 
-    def looked_up(self, job_id: str, record: JobRecord | None) -> Iterator[Event]:
-        if record is None:
-            raise UnknownJob(
-                f"there is no job {job_id}", field="job", value=job_id, fix="`overpaint jobs` lists them"
-            )
-        yield from self.news(event_of(record))
+    def looked_up(self, ids: Sequence[str], ledger: Ledger) -> Iterator[Event]:
+        records = ledger.records(ids) if ids else {}
+        for job_id in ids:
+            if job_id not in records:
+                raise UnknownJob(
+                    f"there is no job {job_id}", field="job", value=job_id, fix="`overpaint jobs` lists them"
+                )
+            yield from self.news(event_of(records[job_id]))
 
     def news(self, event: Event) -> Iterator[Event]:
         """The event, unless it is known, older than what is known, or about a job that has ended."""
@@ -132,7 +132,7 @@ def _is_later(before: Event, event: Event) -> bool:
 
 
 def event_of(record: JobRecord) -> Event:
-    """A record's state as an event."""
+    """A record's state as an event. When a running job's last step was is not known: its `at` is 0."""
     return Event(
         job_id=record.id,
         state=record.state,
@@ -140,5 +140,5 @@ def event_of(record: JobRecord) -> Event:
         step=record.step,
         of=record.of,
         attempt=record.attempt,
-        at=record.ended or record.started or record.since,
+        at=record.ended or 0.0,
     )

@@ -16,9 +16,10 @@ class Pace:
     of: float = 0
 
     def tell(self, at: float, count: float, of: float) -> None:
-        """At `at` it stood at `count` of `of`. A count that falls begins anew."""
+        """At `at` it stood at `count` of `of`. A count that falls begins anew; time never falls."""
         if self.told and count < self.told[-1][1]:
             self.told.clear()
+        at = max(at, self.told[-1][0]) if self.told else at
         if self.told and count == self.told[-1][1]:
             return
         self.of = of
@@ -33,13 +34,10 @@ class Pace:
         (first_at, first), (last_at, last) = self.told[0], self.told[-1]
         return (last - first) / (last_at - first_at) if last_at > first_at else None
 
-    def left_s(self, now: float) -> float | None:
-        """Seconds until it is complete, None while the rate is not known."""
+    def left_s(self) -> float | None:
+        """Seconds, from what was told last, until it is complete; None while the rate is not known."""
         rate = self.rate()
-        if not rate:
-            return None
-        last_at, last = self.told[-1]
-        return max(0.0, (self.of - last) / rate - (now - last_at))
+        return (self.of - self.told[-1][1]) / rate if rate else None
 
 
 def clock(seconds: float | None) -> str:

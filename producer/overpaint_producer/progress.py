@@ -43,24 +43,26 @@ def display(ids: Sequence[str], titles: Mapping[str, str], stream: TextIO | None
 
 
 class Tally:
-    """How many of some jobs are in which state, and how fast they end."""
+    """How many of some jobs are in which state, and how fast they end.
 
-    def __init__(self, ids: Sequence[str], now: float) -> None:
+    Time is the events' own: they may come in a rush, after an outage or at the beginning.
+    """
+
+    def __init__(self, ids: Sequence[str]) -> None:
         self.states = dict.fromkeys(ids, JobState.QUEUED)
         self._pace = Pace()
-        self._pace.tell(now, 0, len(ids))
 
     @property
     def ended(self) -> int:
         """Jobs that have ended, however that was."""
         return sum(state in TERMINAL for state in self.states.values())
 
-    def tell(self, event: Event, now: float) -> bool:
+    def tell(self, event: Event) -> bool:
         """Take an event in; whether the job's state changed."""
         changed = self.states.get(event.job_id) is not event.state
         self.states[event.job_id] = event.state
-        if changed:
-            self._pace.tell(now, self.ended, len(self.states))
+        if changed and event.state in TERMINAL and event.at:
+            self._pace.tell(event.at, self.ended, len(self.states))
         return changed
 
     def counts(self) -> str:
@@ -78,9 +80,9 @@ class Tally:
         )
         return ", ".join(f"{count[state]} {words.get(state, state)}" for state in order if count[state])
 
-    def speed(self, now: float) -> tuple[str, str]:
+    def speed(self) -> tuple[str, str]:
         """(jobs per second, time left) in words."""
-        return speed(self._pace.rate(), "job"), clock(self._pace.left_s(now))
+        return speed(self._pace.rate(), "job"), clock(self._pace.left_s())
 
 
 class Lines:
@@ -91,7 +93,7 @@ class Lines:
     def __init__(self, ids: Sequence[str], stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._now = now
-        self._tally = Tally(ids, now())
+        self._tally = Tally(ids)
         self._said: dict[str, tuple[object, ...]] = {}
         self._next_summary = now() + SUMMARY_EVERY_S
 
@@ -104,7 +106,7 @@ class Lines:
 
     def show(self, event: Event) -> None:
         """Say what changed, a tenth of a job's steps at a time."""
-        changed = self._tally.tell(event, self._now())
+        changed = self._tally.tell(event)
         if len(self._tally.states) <= FEW:
             self._detail(event)
         elif changed and event.state in TERMINAL and event.state is not JobState.DONE:
@@ -125,9 +127,8 @@ class Lines:
         )
 
     def _summary(self) -> None:
-        now = self._now()
-        self._next_summary = now + SUMMARY_EVERY_S
-        rate, left = self._tally.speed(now)
+        self._next_summary = self._now() + SUMMARY_EVERY_S
+        rate, left = self._tally.speed()
         total = len(self._tally.states)
         tail = f", {rate}, {left} left" if rate and self._tally.ended < total else ""
         self._say(f"{self._tally.ended}/{total} ended: {self._tally.counts()}{tail}")
@@ -144,12 +145,10 @@ class Bars:
         ids: Sequence[str],
         titles: Mapping[str, str],
         progress: "Progress | None" = None,
-        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._progress = progress or _progress()
         self._titles = titles
-        self._now = now
-        self._tally = Tally(ids, now())
+        self._tally = Tally(ids)
         self._rows: dict[str, TaskID] = {}
         self._paces: dict[str, Pace] = {}
         self._all = self._add("all jobs", total=len(ids)) if len(ids) > 1 else None
@@ -165,7 +164,7 @@ class Bars:
 
     def show(self, event: Event) -> None:
         """Move the job's bar, and the one for all."""
-        changed = self._tally.tell(event, self._now())
+        changed = self._tally.tell(event)
         if self._all is not None:
             if event.state in TERMINAL or event.state is JobState.QUEUED:
                 self._drop(event.job_id)
@@ -208,13 +207,13 @@ class Bars:
         self._progress.update(row, total=total, completed=int(done), what=what, rate="", left="")
 
     def _told(self, event: Event) -> tuple[str, str]:
-        now = self._now()
         pace = self._paces.setdefault(event.job_id, Pace())
-        pace.tell(now, event.step, event.of)
-        return speed(pace.rate(), "step"), clock(pace.left_s(now))
+        if event.at:
+            pace.tell(event.at, event.step, event.of)
+        return speed(pace.rate(), "step"), clock(pace.left_s())
 
     def _move_all(self, row: "TaskID") -> None:
-        rate, left = self._tally.speed(self._now())
+        rate, left = self._tally.speed()
         left = left if self._tally.ended < len(self._tally.states) else ""
         self._progress.update(
             row, completed=self._tally.ended, what=self._tally.counts(), rate=rate, left=left
@@ -233,7 +232,7 @@ def _progress(console: "Console | None" = None) -> "Progress":
         )  # titles come from job files: no markup
 
     return Progress(
-        text("{task.description}", max_width=44),
+        text("{task.description}", max_width=52),
         BarColumn(bar_width=24),
         text("{task.fields[what]}"),
         text("{task.fields[rate]}"),

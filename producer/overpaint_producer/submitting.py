@@ -174,14 +174,9 @@ def needed(spec: JobSpec, catalogue: Catalogue) -> frozenset[str]:
 
 
 def title(spec: JobSpec, size: tuple[int, int] | None) -> str:
-    """What people read in Flower: model, method, size of the source, steps and seed."""
-    sampling = spec.sampling
-    parts = [spec.model, spec.method.kind]
-    if size:
-        parts.append(f"{size[0]}x{size[1]}")
-    if sampling.steps:
-        parts.append(f"{sampling.steps} steps")
-    return " ".join([*parts, f"seed {sampling.seed}"])
+    """What people read in Flower and on bars: model, method, size of the source, seed."""
+    pixels = [f"{size[0]}x{size[1]}"] if size else []
+    return " ".join([spec.model, spec.method.kind, *pixels, f"seed {spec.sampling.seed}"])
 
 
 def new_job_id() -> str:

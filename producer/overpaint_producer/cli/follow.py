@@ -71,20 +71,17 @@ def follow_to_end(farm: "Farm", ids: Sequence[str], *, as_json: bool, out: Path 
     except KeyboardInterrupt:
         say(f"overpaint: the jobs go on; watch them again with: overpaint watch {_named(farm, ids)}")
         raise
-    records = [farm.job(job_id).status() for job_id in ids]
+    found = farm.ledger.records(ids)
+    records = [found[job_id] for job_id in ids if job_id in found]
     for record in records:
         _ended(farm, record, as_json=as_json, out=_folder(out, record.id, many=len(ids) > 1))
-    return EXIT_DONE if all(record.state == "done" for record in records) else EXIT_JOB_FAILED
+    all_done = len(records) == len(ids) and all(record.state == "done" for record in records)
+    return EXIT_DONE if all_done else EXIT_JOB_FAILED
 
 
 def _titles(farm: "Farm", ids: Sequence[str]) -> dict[str, str]:
-    """Id and title for the bars; of many jobs only those that the newest records tell, which is all in
-    practice.
-    """
-    if len(ids) == 1:
-        return {ids[0]: f"{ids[0]} {farm.job(ids[0]).status().title}"}
-    records = farm.jobs(limit=2 * len(ids))
-    return {record.id: f"{record.id} {record.title}" for record in records}
+    """Id and title for the bars."""
+    return {record.id: f"{record.id} {record.title}" for record in farm.ledger.records(ids).values()}
 
 
 def _named(farm: "Farm", ids: Sequence[str]) -> str:

@@ -169,9 +169,11 @@ def cancel(context: Context, *, ids: tuple[str, ...], group: str | None, as_json
 
     A job that has ended stays as it is. Prints each job's state now.
     """
+    from overpaint_producer.client import Job
+
     with context.farm() as farm:
         for name in chosen(farm, ids, group):
-            state = farm.job(name).cancel()
+            state = Job(farm, name).cancel()
             if as_json:
                 emit({"id": name, "state": state})
             else:

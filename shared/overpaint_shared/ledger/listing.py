@@ -68,7 +68,7 @@ def jobs(client: Client, wanted: Filter, limit: int) -> list[JobRecord]:
     for ids in _chunked(_newest(client, wanted.indexes())):
         fresh = [job_id for job_id in ids if job_id not in seen]
         seen.update(fresh)
-        found += [one for one in _records(client, fresh) if wanted.wants(one)]
+        found += [one for one in records(client, fresh) if wanted.wants(one)]
         if len(found) >= limit:
             break
     return found[:limit]
@@ -100,7 +100,8 @@ def _chunked(ids: Iterator[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _records(client: Client, ids: list[str]) -> list[JobRecord]:
+def records(client: Client, ids: list[str]) -> list[JobRecord]:
+    """Those of the records that are there, without their specs."""
     with client.pipeline(transaction=False) as pipe:
         for job_id in ids:
             pipe.hgetall(f"op:job:{job_id}")
