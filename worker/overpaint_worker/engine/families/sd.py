@@ -207,8 +207,8 @@ def space_of(found: Checkpoint) -> DiscreteSpace:
 def _place(network: Module, device: torch.device) -> None:
     """Move the weights, on a CPU too: out of the mapped file and into memory of their own.
 
-    In the file they lie at odd addresses, where some kernels are slower and sum in another order, so that the same
-    weights from another layout would give other bits. Nor may a file that is replaced pull them away.
+    In the file they lie at odd addresses, where some kernels sum in another order, so that the same weights
+    from another layout would give other bits. Nor may a file that is replaced pull them away.
     """
     if device.type != "cpu":
         network.to(device)
