@@ -8,13 +8,12 @@ import json
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Final
 
 from celery import Celery
 from kombu import Exchange, Queue
 from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from overpaint_shared.ledger.faults import typed, unreachable
 from overpaint_shared.ledger.records import Wakeup
@@ -29,7 +28,7 @@ STAMP_HEADER: Final = "op_ts"
 VISIBILITY_TIMEOUT_S: Final = 43_200
 _BATCH: Final = 200
 Kombu = Any  # its producer; the published types are of a version without `batch`
-_SINGLE_RETRIES: Final = {"max_retries": 3, "interval_start": 0.05, "interval_step": 0.2, "interval_max": 0.5}
+_RETRIES: Final = {"max_retries": 3, "interval_start": 0.05, "interval_step": 0.2, "interval_max": 0.5}
 
 
 def queue_name(model: str) -> str:
@@ -107,6 +106,7 @@ def _transport_options() -> dict[str, Any]:
         "socket_connect_timeout": 5,
         "socket_keepalive": True,
         "health_check_interval": 10,
+        **_RETRIES,  # of a first connection, which would else take six seconds to give up
     }
 
 
@@ -132,14 +132,14 @@ def _publish_chunk(producer: Kombu, wakeups: Sequence[Wakeup]) -> None:
         with producer.batch(_BATCH):
             for wakeup in back:
                 _send_back(producer, wakeup, retry=False)
-        if front:
-            _send_front(producer, front)
-    except (BatchPublishError, RedisError):
+        _send_front(producer, front)
+    except (BatchPublishError, RedisError) as error:
+        refusal = error.__cause__ or error
+        if isinstance(refusal, ResponseError):  # Redis is there and says no: nothing to try again
+            raise refusal from None
         for wakeup in back:
             _send_back(producer, wakeup, retry=True)
-        if front:
-            again = partial(_send_front, producer, front)
-            producer.connection.ensure(producer, again, **_SINGLE_RETRIES)()
+        producer.connection.ensure(producer, _send_front, **_RETRIES)(producer, front)
 
 
 def _send_back(producer: Kombu, wakeup: Wakeup, *, retry: bool) -> None:
@@ -152,7 +152,7 @@ def _send_back(producer: Kombu, wakeup: Wakeup, *, retry: bool) -> None:
         headers=_headers(wakeup) | {STAMP_HEADER: wakeup.stamp},
         correlation_id=wakeup.job_id,
         retry=retry,
-        retry_policy=_SINGLE_RETRIES,
+        retry_policy=_RETRIES,
     )
 
 
@@ -160,6 +160,8 @@ def _send_front(producer: Kombu, wakeups: Sequence[Wakeup]) -> None:
     """Put messages where they are taken next, which Celery has no call for: a job that had its turn does not
     wait behind the whole list. They bear no stamp, so that the reaper does not take the rest for lost.
     """
+    if not wakeups:
+        return
     with producer.channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
         for wakeup in reversed(wakeups):
             pipe.rpush(list_name(wakeup.model, wakeup.priority), json.dumps(_envelope(wakeup)))

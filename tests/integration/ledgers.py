@@ -59,17 +59,29 @@ def expire_lease(client: redis.Redis, job_id: str) -> None:
 class Books:
     """All of the ledger's keys, read raw, to hold the indexes against the records."""
 
+    INDEXES = tuple(
+        f"op:{name}"
+        for name in ("state:", "owner:", "group:", "queued:", "wait:", "sent:", "leases", "lanes", "expiry")
+    )
+
     def __init__(self, client: redis.Redis) -> None:
-        self.records: dict[str, dict[str, str]] = {}
-        self.sets: dict[str, dict[str, float]] = {}
-        for raw in client.scan_iter("op:*", count=1000):
-            key = raw.decode()
-            if key.startswith("op:job:"):
-                fields = client.hgetall(raw)
-                self.records[key[7:]] = {name.decode(): value.decode() for name, value in fields.items()}
-            elif client.type(raw) == b"zset":
-                rows = client.zrange(raw, 0, -1, withscores=True)
-                self.sets[key] = {member.decode(): score for member, score in rows}
+        keys = [key.decode() for key in client.keys("op:*")]
+        records = [key for key in keys if key.startswith("op:job:")]
+        indexes = [key for key in keys if key.startswith(self.INDEXES)]
+        pipe = client.pipeline(transaction=True)
+        for key in records:
+            pipe.hgetall(key)
+        for key in indexes:
+            pipe.zrange(key, 0, -1, withscores=True)
+        rows = pipe.execute()
+        self.records = {
+            key.removeprefix("op:job:"): {name.decode(): value.decode() for name, value in fields.items()}
+            for key, fields in zip(records, rows, strict=False)
+        }
+        self.sets = {
+            key: {member.decode(): score for member, score in row}
+            for key, row in zip(indexes, rows[len(records) :], strict=True)
+        }
 
     def where(self, prefix: str) -> dict[str, list[str]]:
         """Which sets of a kind each job is in."""

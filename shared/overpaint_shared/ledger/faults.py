@@ -32,7 +32,8 @@ def address(client: redis.Redis) -> str:
 
 def typed(error: Exception, where: str) -> OverpaintError | None:
     """The typed error for what Redis at `where` raised; None: a defect of ours, let it through."""
-    text = str(error)
+    # A pipeline's error begins with its command, which holds a job's words.
+    text = str(error).rsplit("of pipeline caused error: ", 1)[-1]
     if isinstance(error, AuthenticationError) or "NOAUTH" in text or "WRONGPASS" in text:
         return LedgerUnreachable(
             f"Redis at {where} refuses the password",
@@ -56,7 +57,7 @@ def unreachable(why: str, where: str) -> LedgerUnreachable:
 
 
 def _refused(text: str, where: str) -> OverpaintError | None:
-    if "OOM" in text:
+    if "used memory > 'maxmemory'" in text:
         return LedgerFull(
             f"Redis at {where} has reached its maxmemory",
             field="redis_url",
