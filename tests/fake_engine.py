@@ -1,7 +1,7 @@
-"""An engine without torch, for tests of the worker around it: it speaks the protocol, and misbehaves when told to.
+"""An engine without torch, for tests of the worker around it: it speaks the protocol, and misbehaves if told.
 
-A job's prompt is its script, JSON: `{"step_s": 0.01, "do": "kill", "at": 2}`. `do` is one of ACTIONS and happens at
-step `at` (0: before the first word about the job). Everything it does goes to the journal, a file of JSON lines.
+A job's prompt is its script, JSON: `{"step_s": 0.01, "do": "kill", "at": 2}`. `do` is one of ACTIONS, at step
+`at` (0: before the first word about the job). All that it does goes to the journal, a file of JSON lines.
 """
 
 import argparse

@@ -1,4 +1,6 @@
-"""Runs a real worker as tests want it: its engine's program is another, everything else as `overpaint-worker` does."""
+"""Runs a real worker as tests want it: its engine's program is another, everything else as
+`overpaint-worker` does.
+"""
 
 import json
 import sys

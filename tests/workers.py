@@ -1,4 +1,6 @@
-"""Real worker processes on real services, for integration tests: most with the fake engine, some with the real one."""
+"""Real worker processes on real services, for integration tests: most with the fake engine, some with the
+real one.
+"""
 
 import json
 import os
@@ -15,11 +17,11 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from overpaint_shared.ledger import JobRecord, JobState, Ledger, Submission, TERMINAL
+
+from overpaint_shared.ledger import TERMINAL, JobRecord, JobState, Ledger, Submission
 from overpaint_shared.queues import make_app, publish
 from overpaint_shared.settings import Settings
 from overpaint_shared.store import Store
-
 from tests import fake_engine
 from tests.waiting import wait_until
 

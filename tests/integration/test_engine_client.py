@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from overpaint_shared.errors import EngineDied, EngineHung
 from overpaint_worker import protocol
 from overpaint_worker.engine_client import Answer, EngineClient, Gone, Launch, engine_environment
-
 from tests import fake_engine
 from tests.waiting import wait_until
 

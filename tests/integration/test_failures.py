@@ -1,6 +1,7 @@
 """What breaks, and what must come of it: real processes are killed, stopped and asked to leave.
 
-The farm of these tests notices a lost worker after 3 s where a farm of the default settings takes 20 s; that the
+The farm of these tests notices a lost worker after 3 s where a farm of the default settings takes 20 s; that
+the
 defaults stay within the promised 25 s is checked by arithmetic on them.
 """
 
@@ -14,12 +15,12 @@ from typing import Any
 
 import pytest
 import redis
+
 from overpaint_producer.services import RedisService, start_redis
 from overpaint_shared.ledger import JobState
 from overpaint_shared.settings import LedgerSettings, Settings
 from overpaint_worker.stopping import EXIT_DEVICE_FAULT
 from overpaint_worker.transport import QUARANTINE_KEY
-
 from tests import fake_engine
 from tests.unit.test_transport import HOSTILE
 from tests.waiting import wait_until
@@ -120,7 +121,8 @@ def test_jobs_of_a_lost_worker_run_elsewhere_after_the_lease(farm: TestFarm) -> 
 
 def test_the_default_settings_restart_the_jobs_of_a_lost_worker_within_25_s() -> None:
     settings = LedgerSettings()
-    # The lease was renewed at the latest just before the loss; a reaper looks each `reap_s`; a message takes well
+    # The lease was renewed at the latest just before the loss; a reaper looks each `reap_s`; a message takes
+    # well
     # under a second, and the measured slack of the test above is allowed for.
     assert settings.lease_s + settings.reap_s + 2.0 <= 25.0
 
@@ -231,7 +233,9 @@ def test_a_worker_that_froze_commits_nothing_when_it_wakes(farm: TestFarm) -> No
     assert farm.job(job_id) == record
     assert (len(frozen.said("job.done")), len(other.said("job.done"))) == (0, 1)
     mine = f"results/{job_id}/{record.token}/"
-    wait_until(lambda: [a.token for a in farm.store.attempts() if a.job_id == job_id] == [record.token], what=mine)
+    wait_until(
+        lambda: [a.token for a in farm.store.attempts() if a.job_id == job_id] == [record.token], what=mine
+    )
     (after,) = farm.submit(farm.spec())
     farm.until(after, DONE)
 
@@ -288,7 +292,8 @@ def test_a_killed_redis_loses_nothing_and_doubles_nothing(farm_settings: Setting
         server = start_redis(folder, port=server.port)
         assert farm.all_ended(ids, within_s=120) == {DONE: 40}
         assert [worker.popen.poll() for worker in farm.workers] == [None, None]
-        # A second's appends may be lost with the server (everysec), so a commit may be made again; never shown twice.
+        # A second's appends may be lost with the server (everysec), so a commit may be made again; never
+        # shown twice.
         shown = Counter(key for i in ids for key in (farm.job(i).result or {})["files"].values())
         assert set(shown.values()) == {1}
     finally:

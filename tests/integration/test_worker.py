@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
 from overpaint_shared.ledger import JobState
 from overpaint_shared.queues import publish
 from overpaint_shared.settings import Settings
-
 from tests import fake_engine
 from tests.waiting import wait_until
 from tests.workers import REPOSITORY, TestFarm
@@ -81,7 +82,7 @@ def test_two_models_are_not_mixed_and_each_is_loaded_once(farm: TestFarm) -> Non
     order = [
         json.loads(farm.job(e["job"]).spec_json or "")["model"] for e in worker.events if e["event"] == "done"
     ]
-    assert sum(before != after for before, after in zip(order, order[1:], strict=False)) == 1
+    assert sum(before != after for before, after in pairwise(order)) == 1
 
 
 def test_a_model_that_waits_long_enough_gets_its_turn_though_the_other_never_ends(farm: TestFarm) -> None:
@@ -180,7 +181,7 @@ def test_a_doubled_message_renders_nothing_twice(farm: TestFarm) -> None:
 
 def test_a_running_worker_is_listed_with_what_it_offers_and_gone_when_it_stopped(farm: TestFarm) -> None:
     worker = farm.start(slots=5).ready()
-    wait_until(lambda: farm.ledger.workers())
+    wait_until(farm.ledger.workers)
     (record,) = farm.ledger.workers()
     assert (record.device, record.slots, record.models) == ("cpu", 5, ("tiny",))
     assert record.more["versions"]["secrets"] == "", "the engine does not get the farm's secrets"

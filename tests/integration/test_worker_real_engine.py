@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from overpaint_shared.job import parse_job
-from overpaint_shared.ledger import JobState
 from PIL import Image
 
+from overpaint_shared.job import parse_job
+from overpaint_shared.ledger import JobState
 from tests.waiting import wait_until
 from tests.workers import OWNER, TestFarm, WorkerProcess
 
@@ -32,7 +32,14 @@ def spec(farm: TestFarm) -> dict[str, Any]:
         "source": {"image": f"sha256:{sha256}"},
         "method": {"kind": "img2img"},
         "prompt": "a red hat",
-        "sampling": {"seed": 1, "steps": 4, "cfg": 7.0, "sampler": "euler", "scheduler": "normal", "denoise": 0.6},
+        "sampling": {
+            "seed": 1,
+            "steps": 4,
+            "cfg": 7.0,
+            "sampler": "euler",
+            "scheduler": "normal",
+            "denoise": 0.6,
+        },
     }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
+
 from overpaint_worker.stopping import EXIT_DEVICE_FAULT, SETTLE_S, SIGNALS, Drain
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from overpaint_worker.supervisor import Restart, Supervisor, visible_devices, worker_command
 
+from overpaint_worker.supervisor import Restart, Supervisor, visible_devices, worker_command
 from tests.waiting import wait_until
 
 

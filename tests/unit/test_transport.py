@@ -3,7 +3,9 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from overpaint_shared.queues import RENDER_TASK, STAMP_HEADER
 from overpaint_worker.transport import _BAD_ITEM, MAX_BODY_CHARS, rebuilt
 

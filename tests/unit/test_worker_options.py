@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from overpaint_shared.errors import SettingsError
 from overpaint_worker.engine_client import engine_environment
 from overpaint_worker.options import WorkerOptions

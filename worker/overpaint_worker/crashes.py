@@ -1,9 +1,11 @@
-"""When is an engine hung, whom does a crash count against, and when is the device at fault? Pure rules, no clock."""
+"""When is an engine hung, whom does a crash count against, and when is the device at fault? Pure rules, no
+clock.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from overpaint_worker.protocol import CPU_STAGE_BUDGET_S, CPU_STAGES
+from overpaint_worker.protocol import CPU_STAGE_BUDGET_S, CPU_STAGES, Progress, Ready, ToWorker, Unit
 
 IDLE = "idle"
 ANSWER_S = 60.0
@@ -31,7 +33,8 @@ class InFlight:
 class Watch:
     """What one engine process does, told by its messages. All times are of one monotonic clock, in seconds.
 
-    The engine's word for a unit of work is its deadline, so that a load may take minutes and a step may not. Where it
+    The engine's word for a unit of work is its deadline, so that a load may take minutes and a step may not.
+    Where it
     names none although it has jobs, `answer_s` since its last word is the deadline.
     """
 
@@ -46,6 +49,17 @@ class Watch:
     _unit_jobs: tuple[str, ...] = ()
     _unit_ends: float = 0.0
     _heard_at: float = 0.0
+
+    def note(self, message: ToWorker, now: float) -> None:
+        """Take from a message what it tells about the engine's work."""
+        self.heard(now)
+        match message:
+            case Unit():
+                self.unit(message.stage, message.budget_s, message.jobs, now)
+            case Progress():
+                self.progress(message.job, message.stage, message.step, now)
+            case Ready():
+                self.ready = True
 
     def heard(self, now: float) -> None:
         """A message came."""
@@ -78,7 +92,8 @@ class Watch:
     def suspects(self) -> frozenset[str]:
         """The jobs a crash counts against: those in the unit of work and on the CPU threads.
 
-        If that is none, then those it has told of, and if that is none too, all: else a job that kills the engine
+        If that is none, then those it has told of, and if that is none too, all: else a job that kills the
+        engine
         before a word of it would never be found.
         """
         at_work = set(self._unit_jobs) if self._unit != IDLE else set()
@@ -91,7 +106,8 @@ class Watch:
 class Barren:
     """Counts crashes with no step of any job since the engine before; three of them are the device's fault.
 
-    A job that already runs alone because of an earlier crash explains its own: it is given up by the ledger's count,
+    A job that already runs alone because of an earlier crash explains its own: it is given up by the
+    ledger's count,
     and must not take a healthy worker with it.
     """
 
@@ -115,5 +131,7 @@ class Barren:
 
     @property
     def pause_s(self) -> float:
-        """How long to wait before the next start: 0 after a crash that came out of work, then 1, 2, 4 ... seconds."""
+        """How long to wait before the next start: 0 after a crash that came out of work, then 1, 2, 4 ...
+        seconds.
+        """
         return 0.0 if self.in_a_row <= 1 else min(LONGEST_PAUSE_S, 2.0 ** (self.in_a_row - 2))

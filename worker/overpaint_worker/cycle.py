@@ -1,22 +1,30 @@
 """Which queue the next message is taken from: one model at a time, and none when the worker is full.
 
-Celery asks `ModelCycle` before each BRPOP; the rules are `Intake`'s. One hook thus gives affinity (a model's jobs
+Celery asks `ModelCycle` before each BRPOP; the rules are `Intake`'s. One hook thus gives affinity (a model's
+jobs
 meet in a batch), back-pressure (no more messages than the engine has credits for) and draining.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kombu.utils.scheduling import priority_cycle
 
 SWITCH_AFTER_S = 30.0
 
 
+if TYPE_CHECKING:
+    _PriorityCycle = priority_cycle[Any]
+else:
+    _PriorityCycle = priority_cycle
+
+
 class Intake:
     """Whether the worker takes messages, and of which model.
 
-    `choose` and `taken` are called in Celery's main thread only; the attributes are set from other threads, each by
+    `choose` and `taken` are called in Celery's main thread only; the attributes are set from other threads,
+    each by
     a single assignment.
     """
 
@@ -29,7 +37,9 @@ class Intake:
         switch_after_s: float = SWITCH_AFTER_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`models` maps queue names to models; `held` counts the messages that this worker has and has not ended."""
+        """`models` maps queue names to models; `held` counts the messages that this worker has and has not
+        ended.
+        """
         self.models = dict(models)
         self.engine_up = False
         self.draining = False
@@ -80,15 +90,15 @@ class Intake:
         return max(waited, default=0.0) >= self._switch_after_s
 
 
-class ModelCycle(priority_cycle):  # type: ignore[misc]  # kombu ships no types
+class ModelCycle(_PriorityCycle):
     """kombu's order of queues, decided by the worker's `Intake`. Named in `queue_order_strategy`."""
 
     intake: ClassVar[Intake | None] = None
     """Set once at start: kombu makes the cycle itself, by name and without arguments."""
 
-    def consume(self, n: int) -> list[str]:
+    def consume(self, n: int) -> list[str]:  # type: ignore[override]  # the published types are older
         """The queues for the next BRPOP, of the `n` that are active."""
-        queues: list[str] = list(self.items[:n])
+        queues: list[str] = list(self.items or ())[:n]
         return self.intake.choose(queues) if self.intake else queues
 
 

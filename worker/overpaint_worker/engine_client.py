@@ -1,7 +1,9 @@
 """The engine process as its worker sees it: started, fed, watched, killed and started again.
 
-One permanent thread, the keeper, starts the process and reads from it. (It must be permanent: a process that asked to
-die with its parent dies with the *thread* that started it.) Another writes, so that no caller ever waits for a full
+One permanent thread, the keeper, starts the process and reads from it. (It must be permanent: a process that
+asked to
+die with its parent dies with the *thread* that started it.) Another writes, so that no caller ever waits for
+a full
 pipe, and a third kills an engine that misses a deadline. Those who want a job rendered wait on a future.
 """
 
@@ -41,7 +43,6 @@ from overpaint_worker.protocol import (
     Stop,
     ToEngine,
     ToWorker,
-    Unit,
     decode,
     encode,
 )
@@ -121,7 +122,9 @@ class EngineClient:
         self._watchdog.start()
 
     def render(self, job: Render) -> Future[Answer]:
-        """Have a job rendered. The future always gets an answer. Raises ProtocolError if the job is too large."""
+        """Have a job rendered. The future always gets an answer. Raises ProtocolError if the job is too
+        large.
+        """
         frame = encode(job)
         future: Future[Answer] = Future()
         with self._lock:
@@ -176,17 +179,8 @@ class EngineClient:
             self._closing.wait(self._barren.pause_s)
 
     def _heard(self, process: "_Process", message: ToWorker) -> None:
-        now = time.monotonic()
-        watch = process.watch
         with self._lock:
-            watch.heard(now)
-            match message:
-                case Unit():
-                    watch.unit(message.stage, message.budget_s, message.jobs, now)
-                case Progress():
-                    watch.progress(message.job, message.stage, message.step, now)
-                case Ready():
-                    watch.ready = True
+            process.watch.note(message, time.monotonic())
         match message:
             case Done() | Failed() | Cancelled():
                 self._answer(message)
@@ -195,14 +189,13 @@ class EngineClient:
             case Credits():
                 self._listener.engine_credits(message.slots)
             case Ready():
-                log.info(
-                    "engine ready",
-                    action="engine.ready",
-                    engine_pid=message.pid,
-                    device=message.device,
-                    device_name=message.device_name,
-                )
+                _log_ready(message)
                 self._listener.engine_ready(message)
+            case _:
+                self._noted(message)
+
+    def _noted(self, message: ToWorker) -> None:
+        match message:
             case Loading():
                 log.info("model loading", action="model.loading", model=message.model)
             case Loaded():
@@ -210,8 +203,6 @@ class EngineClient:
                 log.info("model loaded", action="model.loaded", model=message.model, seconds=message.seconds)
             case Stats():
                 self.stats, self.loaded = message, frozenset(message.models)
-            case Unit():
-                pass
 
     def _ended(self, process: "_Process", error: Exception) -> None:
         status = process.reap()
@@ -329,6 +320,16 @@ class _Process:
                 return
 
 
+def _log_ready(ready: Ready) -> None:
+    log.info(
+        "engine ready",
+        action="engine.ready",
+        engine_pid=ready.pid,
+        device=ready.device,
+        device_name=ready.device_name,
+    )
+
+
 def _status_in_words(status: int) -> str:
     if status >= 0:
         return f"exit status {status}"
@@ -342,6 +343,8 @@ SECRET_VARIABLES = ("OVERPAINT_REDIS_URL", "OVERPAINT_S3_ACCESS_KEY", "OVERPAINT
 
 
 def engine_environment(visible_devices: str) -> dict[str, str]:
-    """The engine's environment: pinned to its device before torch is imported, and without the farm's secrets."""
+    """The engine's environment: pinned to its device before torch is imported, and without the farm's
+    secrets.
+    """
     kept = {k: v for k, v in os.environ.items() if k not in SECRET_VARIABLES and not k.startswith("AWS_")}
     return kept | {"CUDA_VISIBLE_DEVICES": visible_devices}

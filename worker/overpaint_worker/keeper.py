@@ -1,6 +1,7 @@
 """Keeps the leases of all jobs that this worker runs: progress goes out and requests to cancel come in.
 
-One thread and one ledger call for all jobs, each `renew_s`, and sooner (but at most twice a second) when there is
+One thread and one ledger call for all jobs, each `renew_s`, and sooner (but at most twice a second) when
+there is
 progress to tell. While Redis is away the jobs render on; the token decides later whose result counts.
 """
 
@@ -108,7 +109,9 @@ class Keeper:
         self._told.set()
 
     def release_all(self) -> int:
-        """Give every running job back, uncounted and at once; how many. May be called from any thread, twice too."""
+        """Give every running job back, uncounted and at once; how many. May be called from any thread, twice
+        too.
+        """
         ours = [attempt for attempt in self.running if not attempt.fenced]
         for attempt in ours:
             attempt.fenced = True
@@ -123,7 +126,7 @@ class Keeper:
                 attempt.job, attempt.token, ReleaseReason.STOPPED, "its worker stopped"
             )
         except ServiceError as error:  # its lease runs out
-            log.error("release failed", action="job.release_failed", job=attempt.job, error=str(error))
+            log.error("release failed", action="job.release_failed", job=attempt.job, error=str(error))  # noqa: TRY400
             return False
         log.info(
             "job released", action="job.released", job=attempt.job, token=attempt.token, reason="stopped"

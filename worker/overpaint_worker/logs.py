@@ -31,6 +31,7 @@ class Masker:
         return _URL_PASSWORD.sub(rf"\g<scheme>{_MASK}@", text)
 
     def __call__(self, _logger: Any, _method: str, event: Event) -> Event:
+        """Structlog's processor."""
         for name, value in event.items():
             if _SECRET_NAMES.search(name):
                 event[name] = _MASK

@@ -26,7 +26,8 @@ Examples:
   overpaint-worker --device cpu --models tiny --registry models.toml --slots 4 --grace 5
 
 \b
-Exit codes: 0 stopped as asked, 2 wrong option or setting, 3 Redis or S3 cannot be used, 4 the device is at fault.
+Exit codes: 0 stopped as asked, 2 wrong option or setting, 3 Redis or S3 cannot be used, 4 the device is at
+fault.
 SIGTERM or Ctrl-C: finish what runs within the grace, give the rest back. A second one: give it back now.
 """
 
@@ -60,7 +61,7 @@ SIGTERM or Ctrl-C: finish what runs within the grace, give the rest back. A seco
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The farm's settings (TOML).  [env var: OVERPAINT_CONFIG]",
 )
-def command(
+def command(  # noqa: PLR0917  # click gives them by name
     device: str,
     models: str | None,
     registry: Path | None,

@@ -145,7 +145,7 @@ class Node:
 
     def leave(self, exit_code: int) -> None:
         """Let Celery stop."""
-        celery_state.should_stop = exit_code
+        celery_state.should_stop = exit_code  # type: ignore[assignment]  # typed by its first value, None
         self.waker.wake()
 
     # Being known

@@ -68,7 +68,9 @@ class WorkerOptions:
         return None if self.device == CPU else int(self.device.partition(":")[2] or 0)
 
     def visible_devices(self, environment: Mapping[str, str] = os.environ) -> str:
-        """`CUDA_VISIBLE_DEVICES` for the engine: this device alone, counted among those visible to the worker."""
+        """`CUDA_VISIBLE_DEVICES` for the engine: this device alone, counted among those visible to the
+        worker.
+        """
         if self.index is None:
             return ""
         shown = [d.strip() for d in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if d.strip()]

@@ -1,4 +1,5 @@
-"""How a worker stops: it takes nothing more, finishes what runs within its grace, gives the rest back, and leaves.
+"""How a worker stops: it takes nothing more, finishes what runs within its grace, gives the rest back, and
+leaves.
 
 Signals only count; all else is decided in one thread, which works also while Celery waits for a lost broker.
 """

@@ -1,6 +1,7 @@
 """`--device all`: one worker process for each CUDA device, under one supervisor that passes signals on.
 
-A worker that fails is started again, with a growing pause. A worker ends with its supervisor, however that ends.
+A worker that fails is started again, with a growing pause. A worker ends with its supervisor, however that
+ends.
 """
 
 import ctypes
@@ -66,7 +67,9 @@ def worker_command(arguments: Sequence[str], device: str) -> list[str]:
 
 @dataclass
 class Restart:
-    """When a worker that failed is started again: after 1, 2, 4 ... seconds, and from 1 again after a steady minute."""
+    """When a worker that failed is started again: after 1, 2, 4 ... seconds, and from 1 again after a steady
+    minute.
+    """
 
     failures: int = 0
 
@@ -148,7 +151,11 @@ class Supervisor:
             return
         post.started = self._clock()
         # Their own process groups: a terminal's Ctrl-C must reach them once, from here, not twice.
-        post.popen = subprocess.Popen(post.command, process_group=0, preexec_fn=_end_with_parent)
+        post.popen = subprocess.Popen(
+            post.command,
+            process_group=0,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509  # this process has no other threads
+        )
         log.info("worker started", action="supervisor.started", device=post.device, worker_pid=post.popen.pid)
 
     def _pass_on(self, number: int) -> None:

@@ -1,7 +1,9 @@
 """The Celery task: one attempt at one job, from its claim to the ledger's word that it counts.
 
-The ledger decides, Celery only wakes: the message is acknowledged when the attempt has ended (`acks_late`), but nothing
-depends on it. A message for which there is nothing to do ends with `Ignore`, so that Flower keeps the real run's state.
+The ledger decides, Celery only wakes: the message is acknowledged when the attempt has ended (`acks_late`),
+but nothing
+depends on it. A message for which there is nothing to do ends with `Ignore`, so that Flower keeps the real
+run's state.
 """
 
 import time
@@ -11,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import structlog
-from celery import Celery, Task
+from celery import Celery
 from celery.exceptions import Ignore, Reject
 from structlog.contextvars import bound_contextvars
 
@@ -101,8 +103,11 @@ class Room(Protocol):
     engine: EngineClient
     keeper: Keeper
     intake: Intake
-    uploads: Executor
     patience: Patience
+
+    @property
+    def uploads(self) -> Executor:
+        """Threads that write results."""
 
     def publish(self, wakeups: Sequence[Wakeup]) -> None:
         """Send the messages that a ledger call asked for."""
@@ -111,13 +116,13 @@ class Room(Protocol):
         """Claim a job for this worker."""
 
 
-def register(app: Celery, room: Room) -> Task:
+def register(app: Celery, room: Room) -> None:
     """Make the render task known to a worker's app."""
 
     @app.task(
         name=RENDER_TASK, bind=True, shared=False, acks_late=True, ignore_result=True, throws=(JobFailed,)
     )
-    def render(self: Task, job_id: str) -> None:
+    def render(self: Any, job_id: str) -> None:
         if room.intake.closed:  # taken just before the worker closed
             raise Reject(requeue=True)
         ended = Renderer(room).run(job_id)
@@ -127,8 +132,6 @@ def register(app: Celery, room: Room) -> Task:
             raise JobFailed(str(OverpaintError.from_json(ended.error)))
         if not isinstance(ended, Done):
             raise Ignore
-
-    return render  # type: ignore[no-any-return]
 
 
 class Renderer:
@@ -290,7 +293,7 @@ class Renderer:
                 attempt,
             )
         except (ServiceError, _Stopped) as error:
-            log.error("release failed", action="job.release_failed", error=str(error))
+            log.error("release failed", action="job.release_failed", error=str(error))  # noqa: TRY400
             return
         self._room.publish(released.wakeups)
         log.warning(
@@ -311,7 +314,7 @@ class Renderer:
                 stop_on_cancel=False,
             )
         except (ServiceError, _Stopped) as error:
-            log.error("commit failed", action="job.commit_failed", error=str(error))
+            log.error("commit failed", action="job.commit_failed", error=str(error))  # noqa: TRY400
             return False
         self._timing.mark("commit_s")
         self._room.publish(finished.wakeups)

@@ -1,7 +1,9 @@
 """Celery's Redis transport, made to survive whatever lies in a queue.
 
-A stock worker dies of an item that is not JSON, and gets stuck on some that are. Here an item is read for one thing,
-the job's id (with the text that Flower shows and the priority), and a fresh envelope is written from it; nothing else
+A stock worker dies of an item that is not JSON, and gets stuck on some that are. Here an item is read for
+one thing,
+the job's id (with the text that Flower shows and the priority), and a fresh envelope is written from it;
+nothing else
 of the item goes on. What has no job id is put into a list for people to look at.
 """
 
@@ -10,6 +12,7 @@ import json
 import math
 import re
 import uuid
+from queue import Empty
 from typing import Any, ClassVar
 
 import structlog
@@ -24,6 +27,10 @@ QUARANTINE_LENGTH = 100
 QUARANTINE_ITEM_CHARS = 400
 MAX_BODY_CHARS = 4096
 MAX_TITLE_CHARS = 200
+
+# kombu's published types lack what its Redis transport has.
+_Channel: Any = kombu_redis.Channel
+_Transport: Any = kombu_redis.Transport
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BAD_ITEM = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
@@ -74,7 +81,7 @@ def _job_id(item: Any) -> str:
     return job
 
 
-class SafeChannel(kombu_redis.Channel):  # type: ignore[misc]  # kombu ships no types
+class SafeChannel(_Channel):  # type: ignore[misc]
     """Puts items that are no JSON aside instead of raising."""
 
     def _brpop_read(self, **options: Any) -> Any:
@@ -83,7 +90,7 @@ class SafeChannel(kombu_redis.Channel):  # type: ignore[misc]  # kombu ships no 
         except (ValueError, RecursionError) as error:  # not UTF-8, not JSON; Redis's own errors are neither
             item = getattr(error, "doc", None) or getattr(error, "object", b"")
             self.set_aside(item, error)
-            raise kombu_redis.Empty from None
+            raise Empty from None
 
     def set_aside(self, item: object, error: Exception) -> None:
         """Keep the last items that were no messages, for people to look at."""
@@ -95,13 +102,15 @@ class SafeChannel(kombu_redis.Channel):  # type: ignore[misc]  # kombu ships no 
             client.ltrim(QUARANTINE_KEY, 0, QUARANTINE_LENGTH - 1)
 
     def put_back(self, envelope: dict[str, Any], queue: str) -> None:
-        """Return a message to the front of its queue: the BRPOP that brought it was sent before the worker closed."""
+        """Return a message to the front of its queue: the BRPOP that brought it was sent before the worker
+        closed.
+        """
         key = self._q_for_pri(queue, envelope["properties"]["priority"])
         with self.conn_or_acquire() as client:
             client.rpush(key, json.dumps(envelope))
 
 
-class SafeTransport(kombu_redis.Transport):  # type: ignore[misc]
+class SafeTransport(_Transport):  # type: ignore[misc]
     """The Redis transport of a worker."""
 
     Channel = SafeChannel
@@ -125,7 +134,8 @@ class SafeTransport(kombu_redis.Transport):  # type: ignore[misc]
         super()._deliver(envelope, queue)
 
     def _channel(self) -> SafeChannel:
-        return next(channel for channel in self.channels if channel)
+        channel: SafeChannel = next(channel for channel in self.channels if channel)
+        return channel
 
 
 def install(intake: Intake) -> None:

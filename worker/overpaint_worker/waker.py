@@ -1,4 +1,6 @@
-"""Wakes Celery's event loop from another thread, so that a freed slot is filled at once and not at the next timer."""
+"""Wakes Celery's event loop from another thread, so that a freed slot is filled at once and not at the next
+timer.
+"""
 
 import contextlib
 import os

@@ -1,6 +1,7 @@
 """Starts the engine after Celery's pool and before its consumer; ends it before the pool.
 
-Celery's own stop (`control shutdown`, a broken consumer) comes here without a drain, so `stop` gives jobs back too.
+Celery's own stop (`control shutdown`, a broken consumer) comes here without a drain, so `stop` gives jobs
+back too.
 """
 
 import os

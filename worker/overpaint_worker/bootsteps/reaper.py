@@ -1,4 +1,6 @@
-"""Every worker looks after the whole farm: abandoned jobs, lost messages, and its own place in the list of workers."""
+"""Every worker looks after the whole farm: abandoned jobs, lost messages, and its own place in the list of
+workers.
+"""
 
 import threading
 import time
