@@ -237,6 +237,9 @@ def test_scale_by_rounds_halves_to_even(factor: float, expected: tuple[int, int]
         ((61, 45), (17, 31), (18, 0, 25, 45)),
         ((10, 9), (10, 4), (0, 2, 10, 5)),  # (9 - 4) / 2 = 2.5 goes to 2
         ((10, 11), (10, 4), (0, 4, 10, 3)),  # 3.5 goes to 4
+        ((45, 61), (17, 31), (6, 0, 33, 61)),
+        ((9, 10), (4, 10), (2, 0, 5, 10)),
+        ((11, 10), (4, 10), (4, 0, 3, 10)),
         ((64, 64), (10, 10), (0, 0, 64, 64)),
     ],
 )
@@ -321,6 +324,14 @@ def test_a_picture_too_large_is_refused_before_it_is_made() -> None:
 def test_no_single_step_may_exceed_the_limit_even_if_the_last_is_small(op: PrepareOp) -> None:
     with pytest.raises(InputError):
         size_after((64, 64), op, Scale(width=8, height=8))
+
+
+def test_a_picture_that_may_be_read_but_not_rendered_must_be_made_smaller() -> None:
+    limits = Limits(max_output_pixels=599)
+    with pytest.raises(InputError, match="30 x 20") as caught:
+        canvas.prepare(picture(noise(30, 20)), [], limits)
+    assert caught.value.field == "source.image"
+    assert canvas.prepare(picture(noise(30, 20)), [Crop(width=29, height=20)], limits).size == (29, 20)
 
 
 def test_scaling_to_nothing_is_refused() -> None:

@@ -366,6 +366,29 @@ def test_a_deep_colour_tiff_is_refused_rather_than_cut_to_eight_bits() -> None:
     assert "more than 8 bits" in refused(b"II*\0" + struct.pack("<I", 8) + ifd + b"\0" * 4 + body).message
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_deep_grey_tiff_keeps_every_bit_in_either_byte_order(order: str) -> None:
+    entries = [
+        (256, 12),
+        (257, 9),
+        (258, 16),
+        (259, 1),
+        (262, 1),
+        (273, 0),
+        (277, 1),
+        (278, 9),
+        (279, 9 * 12 * 2),
+    ]
+    start = 8 + 2 + 12 * len(entries) + 4
+    ifd = struct.pack(order + "H", len(entries))
+    for tag, value in entries:
+        ifd += struct.pack(order + "HHII", tag, 4, 1, start if tag == 273 else value)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
+    made = load(head + ifd + b"\0" * 4 + DEEP[..., 0].astype(order + "u2").tobytes())
+    assert made.depth == 16
+    assert same(made.rgb, grey3(DEEP[..., 0]))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
 def test_a_file_cut_short_is_refused(kind: str, share: float) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from overpaint_shared.errors import InputError
 from overpaint_shared.job import PrepareOp
 from overpaint_shared.settings import Limits
 
@@ -64,10 +65,20 @@ def prepare(
     `compat` crops as the reference does; all else is the reference's in any case.
 
     Raises:
-        InputError: an operation does not fit the picture or makes too large a one; nothing was allocated.
+        InputError: an operation does not fit the picture or makes too large a one, or there is none and the
+            picture is too large; nothing was allocated.
 
     """
-    geometry = plan(Size(picture.width, picture.height), ops, limits.max_output_pixels, field, compat=compat)
+    source = Size(picture.width, picture.height)
+    geometry = plan(source, ops, limits.max_output_pixels, field, compat=compat)
+    if not geometry.steps and picture.width * picture.height > limits.max_output_pixels:
+        fix = f"scale it down in `{field}`; this farm renders up to {limits.max_output_pixels} pixels"
+        raise InputError(
+            f"the picture of {source} pixels is too large to render",
+            field="source.image",
+            value=str(source),
+            fix=fix,
+        )
     return Canvas(
         rgb=geometry.picture(picture.rgb, picture.depth),
         alpha=None if picture.alpha is None else geometry.carry(picture.alpha, field),
