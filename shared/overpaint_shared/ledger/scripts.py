@@ -83,14 +83,16 @@ class Scripts:
         """The reply of one script; None in `args` is sent as an empty string."""
         return self._scripts[name](args=_encoded(args))
 
-    def run_many(self, name: str, calls: Sequence[Iterable[object]]) -> list[Any]:
+    def run_many(self, name: str, calls: Sequence[Sequence[object]]) -> list[Any]:
         """The replies of one script for many argument lists, in one pipeline."""
+        if len(calls) == 1:  # saves the pipeline's check of the script
+            return [self.run(name, *calls[0])]
         try:
             return self._pipelined(name, calls)
         except NoScriptError:  # Redis restarted between the pipeline's check and its run
             return self._pipelined(name, calls)
 
-    def _pipelined(self, name: str, calls: Sequence[Iterable[object]]) -> list[Any]:
+    def _pipelined(self, name: str, calls: Sequence[Sequence[object]]) -> list[Any]:
         with self._client.pipeline(transaction=False) as pipe:
             for args in calls:
                 self._scripts[name](args=_encoded(args), client=pipe)
