@@ -209,16 +209,21 @@ def _unable(spec: JobSpec, named: Sequence[_Use], catalogue: Catalogue) -> Itera
             allowed="entries that one worker has together",
         )
         return
-    wanted = [(offer, _needs(spec, offer) - offer.features) for offer in able]
+    features = spec.features()
+    wanted = [(offer, (features | _left_to(offer, spec)) - offer.features) for offer in able]
     closest, missing = min(wanted, key=lambda pair: len(pair[1]))
     known = frozenset[str]().union(*(offer.features for offer in able))
     for feature in sorted(missing):
         yield _missing(feature, known, closest)
 
 
-def _needs(spec: JobSpec, offer: Offer) -> frozenset[str]:
+def _left_to(offer: Offer, spec: JobSpec) -> set[str]:
+    """The features that follow from the worker's own defaults (called for every job: no copies)."""
     defaults = offer.entries["model", spec.model].defaults
-    return (spec.resolved(defaults) if defaults else spec).features()
+    if defaults is None:
+        return set()
+    named = {"sampler": defaults.sampler, "scheduler": defaults.scheduler}
+    return {f"{kind}:{name}" for kind, name in named.items() if getattr(spec.sampling, kind) is None}
 
 
 _FEATURE_PATHS = {

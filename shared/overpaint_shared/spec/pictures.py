@@ -13,8 +13,8 @@ class Source(Part):
     """The picture to change."""
 
     image: Reference = Field(
-        description="A path (the producer uploads the file), s3://bucket/key, or sha256:<64 hex digits> of "
-        "a stored input; at most 4096 characters."
+        description="A path (the producer uploads the file), `s3://bucket/key`, or `sha256:` and "
+        "64 hex digits of a stored input; at most 4096 characters."
     )
 
 
