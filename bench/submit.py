@@ -168,7 +168,8 @@ def main() -> None:
 def report(figures: dict[str, Figure]) -> None:
     out = sys.stderr  # the JSON alone goes to a pipe
     print(
-        f"{'':10} {'jobs/s':>8} {'target':>7} {'client us':>10} {'redis us':>9} {'bytes/job':>10} {'messages':>9}",
+        f"{'':10} {'jobs/s':>8} {'target':>7} {'client us':>10} {'redis us':>9} {'bytes/job':>10}"
+        f" {'messages':>9}",
         file=out,
     )
     for name, one in figures.items():

@@ -1,11 +1,13 @@
 """The ledger's calls, one by one, on a real Redis."""
 
 import threading
+from pathlib import Path
 
 import pytest
 import redis
 from redis.exceptions import ResponseError
 
+from overpaint_producer.services import start_redis
 from overpaint_shared.errors import (
     EngineDied,
     LedgerUnreachable,
@@ -112,6 +114,16 @@ def test_tokens_rise_over_all_jobs_and_are_not_reset_by_replay(books: Ledger):
     third = books.claim("a", "w1")
     assert first < second < third.token
     assert third.attempt == 1
+
+
+def test_a_token_that_redis_forgot_in_a_crash_is_not_given_out_again(
+    books: Ledger, redis_client: redis.Redis
+):
+    forgotten = running(books, "a")
+    redis_client.delete("op:token")  # the last second of the append-only file is gone
+    redis_client.delete("op:job:a", "op:leases", "op:state:running")
+    books.submit([job("b")])
+    assert books.claim("b", "w1").token > forgotten
 
 
 def test_a_stale_token_commits_nothing(books: Ledger, redis_client: redis.Redis, redis_url: str):
@@ -484,6 +496,32 @@ def test_lua_refuses_a_move_that_the_table_does_not_have(books: Ledger, redis_cl
     with pytest.raises(ResponseError, match="illegal move of job a: queued to done"):
         redis_client.eval(script, 0)
     assert states(books, "a") == [JobState.QUEUED]
+
+
+def test_scripts_that_redis_has_forgotten_are_sent_again(books: Ledger, redis_client: redis.Redis):
+    books.submit([job("a")])
+    redis_client.script_flush()
+    assert books.claim("a", "w1").verdict == "ok"
+    redis_client.script_flush()
+    assert len(books.submit([job("b"), job("c")])) == 2
+
+
+def test_a_follower_hears_again_after_redis_restarted(tmp_path: Path):
+    server = start_redis(tmp_path)
+    try:
+        books = ledger(server.url)
+        with books.events("ann") as events:
+            server.kill()
+            with pytest.raises(LedgerUnreachable):
+                events.poll(1.0)
+            server = start_redis(tmp_path)
+            events.poll(0.0)
+            with redis.Redis.from_url(server.url) as client:
+                wait_until(lambda: client.pubsub_numsub("op:events:ann")[0][1], what="it listens again")
+            books.submit([job("a")])
+            assert [event.job_id for event in collect(events, JobState.QUEUED)] == ["a"]
+    finally:
+        server.stop()
 
 
 def test_a_redis_that_is_not_there_is_a_typed_error_without_the_password():

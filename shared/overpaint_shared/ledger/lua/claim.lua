@@ -27,7 +27,9 @@ if not able then
   return {'skip'}
 end
 
-job.token = tostring(redis.call('INCR', 'op:token'))
+-- Rises for ever, also past a crash of Redis that forgot its last second: never below the microseconds of the clock.
+job.token = string.format('%.0f', math.max(redis.call('INCR', 'op:token'), math.floor(at * 1e6)))
+redis.call('SET', 'op:token', job.token)
 job.attempt = tostring(tonumber(job.attempt or 0) + 1)
 set(job, 'token', job.token, 'attempt', job.attempt, 'worker', worker, 'started', seconds(at), 'claimed_by', call,
   'worker_name', redis.call('HGET', 'op:worker:' .. worker, 'name') or worker, 'lease', seconds(at + lease_s))
