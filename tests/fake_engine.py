@@ -25,6 +25,9 @@ BUDGET_S = "FAKE_ENGINE_BUDGET_S"
 DIE_AT_START = "FAKE_ENGINE_DIES"
 
 
+TRAITS = {"name": "tiny", "kind": "model", "family": "sd", "channels": 4, "prediction": "epsilon"}
+
+
 class Job:
     def __init__(self, render: protocol.Render) -> None:
         spec = json.loads(render.spec_json)
@@ -58,8 +61,8 @@ class Engine:
                 device="cpu",
                 device_name="fake",
                 memory_total=1,
-                features=[],
-                catalogue=[],
+                features=["method:img2img", "sampler:euler", "scheduler:normal"],
+                catalogue=[TRAITS],
                 versions={"secrets": ",".join(k for k in os.environ if "SECRET" in k or "REDIS" in k)},
             )
         )
