@@ -5,6 +5,7 @@ find the farm. A service that the settings name is used instead of starting one.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -23,11 +24,12 @@ from urllib.error import URLError
 from overpaint_producer import children, services
 from overpaint_producer.children import Child
 from overpaint_producer.client import Farm
-from overpaint_shared import __version__
 from overpaint_shared.errors import MissingExtraError, ServiceError, SettingsError
 from overpaint_shared.settings import Settings
 
 TINY_MODEL = "tiny"
+TINY_BUILDER = "overpaint_worker.engine.tiny_weights"
+TINY_STAMP = "built-by"
 GRACE_S = 10
 """What the worker gets to finish its jobs when the farm stops, seconds; the rest stay queued."""
 READY_S = 120.0
@@ -309,16 +311,22 @@ def _need_worker() -> None:
 
 
 def _build_tiny(folder: Path, log: Path, say: Say) -> None:
-    """Build the demo's weights, once per folder and version, in a process of its own: this one has no torch."""
-    stamp = folder / "version"
-    if stamp.is_file() and stamp.read_text() == __version__:
+    """Build the demo's weights once per folder, in a process of its own: this one has no torch."""
+    stamp = folder / TINY_STAMP
+    if stamp.is_file() and stamp.read_text() == tiny_stamp():
         return
     say("building the demo's tiny weights")
-    argv = [sys.executable, "-m", "overpaint_worker.engine.tiny_weights", str(folder)]
+    argv = [sys.executable, "-m", TINY_BUILDER, str(folder)]
     child = children.start("the weights' builder", argv, log=log)
     if child.process.wait() != 0:
         raise ServiceError(f"the demo's weights could not be built.\n{child.tail()}", fix=f"read {log}")
-    stamp.write_text(__version__)
+    stamp.write_text(tiny_stamp())
+
+
+def tiny_stamp() -> str:
+    """What stands for the demo's weights: a digest of the program that builds them."""
+    spec = find_spec(TINY_BUILDER)
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest() if spec and spec.origin else ""
 
 
 def _write_config(path: Path, values: dict[str, object]) -> None:

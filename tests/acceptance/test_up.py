@@ -20,8 +20,8 @@ import redis
 from PIL import Image, ImageChops, ImageStat
 
 from overpaint_producer.demo import SOURCE
+from overpaint_producer.local import TINY_STAMP, tiny_stamp
 from overpaint_producer.services import RedisService, S3Service, start_s3
-from overpaint_shared import __version__
 
 OVERPAINT = str(Path(sysconfig.get_path("scripts")) / "overpaint")
 LEAVE_S = 60
@@ -55,7 +55,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("weights") / "models"
     build(folder / "tiny")
-    (folder / "tiny" / "version").write_text(__version__)
+    (folder / "tiny" / TINY_STAMP).write_text(tiny_stamp())
     return folder
 
 
@@ -152,10 +152,8 @@ def test_up_once_renders_the_demo_into_s3_and_onto_disk_and_leaves_nothing(
 
     s3 = start_s3(tmp_path / "overpaint-data" / "s3")  # what was stored must outlive the farm
     try:
-        keys = dict(
-            aws_access_key_id=s3.access_key, aws_secret_access_key=s3.secret_key, region_name="us-east-1"
-        )
-        client = boto3.client("s3", endpoint_url=s3.endpoint_url, **keys)
+        keys = {"aws_access_key_id": s3.access_key, "aws_secret_access_key": s3.secret_key}
+        client = boto3.client("s3", endpoint_url=s3.endpoint_url, region_name="us-east-1", **keys)
         for key, path in zip(demo["keys"], demo["pictures"], strict=True):
             assert client.get_object(Bucket=s3.bucket, Key=key)["Body"].read() == Path(path).read_bytes()
     finally:
@@ -182,7 +180,7 @@ def test_a_running_farm_is_found_by_other_commands_and_refuses_a_second_one(
 
         url, _, password = up.ready["parts"]["Flower"].partition(", user operator, password ")
         with pytest.raises(HTTPError, match="401"):
-            urllib.request.urlopen(f"{url}/", timeout=10)
+            urllib.request.urlopen(f"{url}/", timeout=10)  # noqa: S310 - the farm's own
         manager = urllib.request.HTTPPasswordMgrWithDefaultRealm()
         manager.add_password(None, url, "operator", password)
         known = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(manager))
