@@ -1,0 +1,294 @@
+"""One attempt's way, with services in memory: what each kind of failure comes to."""
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from overpaint_shared.errors import (
+    EngineDied,
+    InputError,
+    LedgerUnreachable,
+    OverpaintError,
+    StoreDenied,
+    StoreMissing,
+    StoreUnreachable,
+)
+from overpaint_shared.ledger import (
+    Cancelled,
+    Claim,
+    Done,
+    Failed,
+    Finished,
+    JobState,
+    Outcome,
+    Released,
+    ReleaseReason,
+    Wakeup,
+)
+from overpaint_shared.settings import Limits
+from overpaint_worker import protocol
+from overpaint_worker.engine_client import Answer, Gone
+from overpaint_worker.keeper import Keeper
+from overpaint_worker.tasks import Patience, Renderer, Room
+
+SHA = "0" * 64
+SPEC = {
+    "version": 1,
+    "model": "tiny",
+    "source": {"image": f"sha256:{SHA}"},
+    "method": {"kind": "img2img"},
+    "prompt": "",
+    "sampling": {"seed": 0, "steps": 2},
+}
+
+
+@dataclass
+class World:
+    """A room whose every part can be told to fail."""
+
+    spec: dict[str, Any] = field(default_factory=lambda: SPEC)
+    answer: Answer = field(
+        default_factory=lambda: protocol.Done(
+            job="j", token=7, files={"image.png": b"p", "receipt.json": b"{}"}
+        )
+    )
+    verdict: Any = "ok"
+    crashes: int = 0
+    accepts: bool = True
+    fetch_errors: list[OverpaintError] = field(default_factory=list)
+    put_errors: list[OverpaintError] = field(default_factory=list)
+    finish_errors: list[OverpaintError] = field(default_factory=list)
+    on_render: Callable[["World"], None] = lambda _: None
+    patience: Patience = field(default_factory=lambda: Patience(fetch_s=5, store_s=5, commit_s=5))
+
+    worker_id: str = "w"
+    name: str = "w@host"
+    limits: Limits = field(default_factory=Limits)
+    uploads: Executor = field(default_factory=lambda: ThreadPoolExecutor(2))
+    rendered: list[protocol.Render] = field(default_factory=list)
+    stored: dict[str, bytes] = field(default_factory=dict)
+    deleted: list[tuple[str, int]] = field(default_factory=list)
+    finished: list[Outcome] = field(default_factory=list)
+    released: list[ReleaseReason] = field(default_factory=list)
+    published: list[str] = field(default_factory=list)
+    keeper: Keeper = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.keeper = Keeper(
+            cast("Any", self),
+            "w",
+            renew_s=1,
+            publish=self.publish,
+            on_cancel=lambda _: None,
+            on_fenced=lambda _: None,
+        )
+
+    @property
+    def ledger(self) -> "World":
+        return self
+
+    store = engine = ledger
+
+    # The ledger
+
+    def claim(self, job_id: str) -> Claim:
+        return Claim(self.verdict, 7, 1, json.dumps(self.spec), "owner", self.crashes, (wakeup("claim"),))
+
+    def finish(self, job: str, token: int, outcome: Outcome) -> Finished:
+        if self.finish_errors:
+            raise self.finish_errors.pop(0)
+        self.finished.append(outcome)
+        return Finished(self.accepts, JobState.DONE, (wakeup("finish"),))
+
+    def release(self, job: str, token: int, reason: ReleaseReason, detail: str = "") -> Released:
+        self.released.append(reason)
+        return Released(JobState.QUEUED, (wakeup("release"),))
+
+    def publish(self, wakeups: Sequence[Wakeup]) -> None:
+        self.published += [w.job_id for w in wakeups]
+
+    # The store
+
+    def get_input(self, owner: str, sha256: str, max_bytes: int) -> bytes:
+        assert (owner, sha256, max_bytes) == ("owner", SHA, self.limits.max_input_bytes)
+        if self.fetch_errors:
+            raise self.fetch_errors.pop(0)
+        return b"picture"
+
+    read_external = get_input
+
+    def put_result(self, job: str, token: int, name: str, data: bytes, content_type: str) -> str:
+        if self.put_errors:
+            raise self.put_errors.pop(0)
+        self.stored[name] = data
+        return f"results/{job}/{token}/{name}"
+
+    def delete_attempt(self, job: str, token: int) -> int:
+        self.deleted.append((job, token))
+        return 1
+
+    # The engine
+
+    def render(self, job: protocol.Render) -> Future[Answer]:
+        self.rendered.append(job)
+        self.on_render(self)
+        future: Future[Answer] = Future()
+        future.set_result(self.answer)
+        return future
+
+    def cancel(self, job: str, token: int) -> None:
+        pass
+
+    def run(self) -> Outcome | None:
+        return Renderer(cast("Room", self)).run("j")
+
+
+def wakeup(of: str) -> Wakeup:
+    return Wakeup(of, "tiny", 3, "")
+
+
+def away() -> StoreUnreachable:
+    return StoreUnreachable("S3 does not answer")
+
+
+def test_a_job_is_fetched_rendered_stored_and_committed_and_others_are_woken() -> None:
+    world = World()
+    assert isinstance(world.run(), Done)
+    assert world.rendered[0].inputs == {f"sha256:{SHA}": b"picture"}
+    assert world.stored == {"image.png": b"p", "receipt.json": b"{}"}
+    (done,) = world.finished
+    assert isinstance(done, Done)
+    assert done.result["files"] == {n: f"results/j/7/{n}" for n in ("image.png", "receipt.json")}
+    assert world.published == ["claim", "finish"]
+    assert world.deleted == []
+
+
+@pytest.mark.parametrize(("crashes", "alone"), [(0, False), (1, True)])
+def test_a_job_that_was_in_a_crash_runs_alone(crashes: int, alone: bool) -> None:
+    world = World(crashes=crashes)
+    world.run()
+    assert world.rendered[0].alone is alone
+
+
+@pytest.mark.parametrize("verdict", ["busy", "skip", "gone", "dead"])
+def test_a_message_that_is_no_work_does_nothing(verdict: str) -> None:
+    world = World(verdict=verdict)
+    assert world.run() is None
+    assert (world.rendered, world.finished, world.released) == ([], [], [])
+
+
+def test_services_that_come_back_in_time_cost_nothing_but_time() -> None:
+    world = World(
+        fetch_errors=[away()], put_errors=[away()], finish_errors=[LedgerUnreachable("Redis does not answer")]
+    )
+    assert isinstance(world.run(), Done)
+    assert len(world.finished) == 1
+
+
+def test_a_store_that_stays_away_gives_the_job_back_uncounted() -> None:
+    world = World(fetch_errors=[away()] * 100, patience=Patience(fetch_s=0.3, store_s=0.3, commit_s=1))
+    assert world.run() is None
+    assert world.released == [ReleaseReason.STOPPED]
+    assert world.published == ["claim", "release"]
+
+
+def test_a_store_that_takes_no_results_gives_the_job_back_and_leaves_no_rest() -> None:
+    world = World(put_errors=[away()] * 100, patience=Patience(fetch_s=1, store_s=0.3, commit_s=1))
+    assert world.run() is None
+    assert world.released == [ReleaseReason.STOPPED]
+    assert world.deleted == [("j", 7)]
+
+
+def test_the_farms_own_store_that_refuses_is_not_the_jobs_fault() -> None:
+    world = World(fetch_errors=[StoreDenied("no permission")] * 100, patience=Patience(fetch_s=0.2))
+    assert world.run() is None
+    assert world.released == [ReleaseReason.STOPPED]
+
+
+@pytest.mark.parametrize(
+    "error", [StoreMissing("inputs/x"), InputError("too large", fix="use a smaller one")]
+)
+def test_a_picture_that_is_missing_or_too_large_fails_the_job_by_its_field(error: OverpaintError) -> None:
+    failed = World(fetch_errors=[error]).run()
+    assert isinstance(failed, Failed)
+    assert failed.error["code"] == "input"
+    assert failed.error["field"] == "source.image"
+    assert failed.error["fix"]
+
+
+def test_a_path_on_the_producers_machine_is_refused() -> None:
+    failed = World(spec=SPEC | {"source": {"image": "photo.png"}}).run()
+    assert isinstance(failed, Failed)
+    assert failed.error["field"] == "source.image"
+
+
+def engine_failed(code: str, kind: str) -> protocol.Failed:
+    return protocol.Failed(job="j", token=7, error={"code": code, "message": "m"}, kind=kind)
+
+
+def gone(counted: bool) -> Gone:
+    return Gone(EngineDied("the engine ended"), counted)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (engine_failed("unsupported", "unable"), ReleaseReason.UNABLE),
+        (engine_failed("out_of_memory", "device"), ReleaseReason.UNABLE),
+        (engine_failed("engine", "device"), ReleaseReason.CRASHED),
+        (gone(counted=True), ReleaseReason.CRASHED),
+        (gone(counted=False), ReleaseReason.STOPPED),
+    ],
+)
+def test_what_is_the_workers_fault_gives_the_job_back(answer: Answer, reason: ReleaseReason) -> None:
+    world = World(answer=answer)
+    assert world.run() is None
+    assert world.released == [reason]
+    assert world.finished == []
+
+
+def test_what_is_the_jobs_fault_fails_it() -> None:
+    world = World(answer=engine_failed("mask", "job"))
+    assert isinstance(world.run(), Failed)
+    assert world.released == []
+
+
+def test_a_spec_that_cannot_be_read_here_is_left_for_a_newer_worker() -> None:
+    world = World(spec=SPEC | {"version": 2})
+    assert world.run() is None
+    assert world.released == [ReleaseReason.UNABLE]
+
+
+def test_a_cancelled_job_ends_as_cancelled() -> None:
+    assert isinstance(World(answer=protocol.Cancelled(job="j", token=7)).run(), Cancelled)
+
+
+def test_a_cancel_that_comes_with_the_result_wins_and_nothing_is_stored() -> None:
+    world = World(on_render=lambda w: setattr(w.keeper.running[0], "cancelled", True))
+    assert isinstance(world.run(), Cancelled)
+    assert world.stored == {}
+
+
+def test_a_fenced_attempt_stores_and_commits_nothing() -> None:
+    world = World(on_render=lambda w: setattr(w.keeper.running[0], "fenced", True))
+    assert world.run() is None
+    assert (world.stored, world.finished, world.released) == ({}, [], [])
+
+
+def test_an_attempt_whose_token_is_old_deletes_what_it_wrote() -> None:
+    world = World(accepts=False)
+    assert world.run() is None
+    assert world.deleted == [("j", 7)]
+
+
+def test_an_unexpected_error_is_counted_so_that_it_cannot_go_on_for_ever() -> None:
+    def broken(world: World) -> None:
+        raise RuntimeError("a bug")
+
+    world = World(on_render=broken)
+    assert world.run() is None
+    assert world.released == [ReleaseReason.CRASHED]
