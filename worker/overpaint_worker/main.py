@@ -53,7 +53,17 @@ SIGTERM or Ctrl-C: finish what runs within the grace, give the rest back. A seco
     "--name", metavar="NAME", help="Shown in Flower, before the host.  [default: device and part of an id]"
 )
 @click.option(
-    "--threads", type=click.IntRange(1), metavar="N", help="CPU threads of the engine's arithmetic."
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    metavar="N",
+    help="CPU threads of the engine's arithmetic.",
+)
+@click.option(
+    "--hashes",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where the digests of weights are remembered between starts.",
 )
 @click.option("--json-logs", is_flag=True, help="Log JSON lines.")
 @click.option(
@@ -70,7 +80,7 @@ def command(  # noqa: PLR0917  # click gives them by name
     switch_after: float,
     name: str | None,
     threads: int,
-    hashes: Path,
+    hashes: Path | None,
     json_logs: bool,
     config: Path | None,
 ) -> None:
