@@ -1,0 +1,91 @@
+"""Rendering with the tiny models in this process: what the engine's integration tests share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from overpaint_shared.settings import Limits
+from overpaint_worker import protocol as p
+from overpaint_worker.engine.assemble import describe
+from overpaint_worker.engine.conductor import Conductor
+from overpaint_worker.engine.limits import FixedLimits
+from overpaint_worker.engine.loop import Loop
+from overpaint_worker.engine.models import ModelStore
+from overpaint_worker.engine.session import House
+from overpaint_worker.registry import Registry
+
+PARITY = Path(__file__).parent / "data" / "parity"
+INPUTS = PARITY / "inputs"
+
+
+@cache
+def house(registry: Path) -> House:
+    """The tiny models, each loaded once for all tests of a run."""
+    torch.set_num_threads(1)
+    cpu = torch.device("cpu")
+    return House(
+        models=ModelStore(Registry.load(registry), cpu, kept=9), limits=Limits(), device=describe(cpu)
+    )
+
+
+@dataclass
+class Kitchen:
+    """A conductor, and all that it said."""
+
+    conductor: Conductor
+    said: list[p.ToWorker] = field(default_factory=list)
+
+    def ends(self) -> dict[str, Any]:
+        """The last word on each job."""
+        return {m.job: m for m in self.said if isinstance(m, p.Done | p.Failed | p.Cancelled)}
+
+
+def kitchen(registry: Path, rows: int = 16) -> Kitchen:
+    """A conductor whose passes have up to `rows` rows."""
+    said: list[p.ToWorker] = []
+    return Kitchen(Conductor(house(registry), said.append, loop=Loop(FixedLimits(rows))), said)
+
+
+def request(
+    name: str, spec: Mapping[str, Any], inputs: Mapping[str, bytes] | None = None, **more: Any
+) -> p.Render:
+    """A job with pictures from the parity inputs, unless others are given."""
+    files = inputs if inputs is not None else {path.name: path.read_bytes() for path in INPUTS.iterdir()}
+    return p.Render(job=name, token=1, spec_json=json.dumps(spec), inputs=files, **more)
+
+
+def render(registry: Path, requests: Iterable[p.Render], rows: int = 16) -> dict[str, Any]:
+    """Render jobs together; the last word on each."""
+    k = kitchen(registry, rows)
+    for r in requests:
+        k.conductor.submit(r)
+    k.conductor.run_until_idle()
+    k.conductor.close()
+    return k.ends()
+
+
+def img2img(
+    prompt: str = "a red brick house", *, image: str = "img64.png", **sampling: Any
+) -> dict[str, Any]:
+    """A small job of the tiny model."""
+    chosen = {"seed": 42, "steps": 4, "cfg": 7.0, "sampler": "euler", "scheduler": "normal", "denoise": 0.6}
+    return {
+        "version": 1, "model": "tiny", "source": {"image": image}, "method": {"kind": "img2img"},
+        "prompt": prompt, "negative_prompt": "blurry", "sampling": {**chosen, **sampling},
+    }  # fmt: skip
+
+
+def pixels(data: bytes) -> np.ndarray:
+    """An encoded picture as [H, W, C] of whole levels."""
+    import io
+
+    return np.asarray(Image.open(io.BytesIO(data))).astype(np.int16)
