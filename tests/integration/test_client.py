@@ -12,7 +12,7 @@ import redis
 
 from overpaint_producer import follow as follow_module
 from overpaint_producer.client import Farm, Job
-from overpaint_producer.services import RedisService, free_ports, start_redis
+from overpaint_producer.services import free_ports, start_redis
 from overpaint_shared.errors import (
     InputError,
     JobError,
@@ -20,6 +20,7 @@ from overpaint_shared.errors import (
     MaskError,
     OverpaintError,
     SpecError,
+    StoreFull,
     StoreMissing,
     UnknownJob,
 )
@@ -180,6 +181,18 @@ def test_a_submit_stands_although_its_message_could_not_be_sent(
     assert farm.submit(job()).status().state is JobState.QUEUED
 
 
+def test_a_job_is_not_recorded_when_its_picture_could_not_be_stored(
+    farm: Farm, hand: Hand, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StoreFull("no room")
+
+    monkeypatch.setattr(farm.store, "put_input", full)
+    with pytest.raises(StoreFull):
+        farm.submit(job())
+    assert farm.jobs() == []
+
+
 def test_without_a_worker_a_job_is_taken_with_a_warning(farm: Farm, folder: Path) -> None:
     submitted = farm.submit(job())
     assert "no worker" in str(submitted.warnings[0])
@@ -289,26 +302,28 @@ def test_waiting_for_a_job_that_never_was_is_refused(farm: Farm) -> None:
 
 
 def test_waiting_survives_a_redis_that_is_killed_and_comes_back(
-    tmp_path: Path, farm_settings: Settings, folder: Path
+    tmp_path: Path, farm_settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = start_redis(tmp_path / "redis")
-    try:
-        with Farm.connect(farm_settings.model_copy(update={"redis_url": service.url})) as farm:
-            service = _killed_and_restarted(farm, service)
-    finally:
+    service, missed = start_redis(tmp_path / "redis"), threading.Event()
+    wait = follow_module._Outage.wait
+
+    def noted(*args: Any) -> None:
+        missed.set()
+        wait(*args)
+
+    monkeypatch.setattr(follow_module._Outage, "wait", noted)
+    with Farm.connect(farm_settings.model_copy(update={"redis_url": service.url})) as farm:
+        submitted = farm.submit(job())
+        following = Following(submitted.progress(60))
+        following.wait_for(JobState.QUEUED)
         service.kill()
-
-
-def _killed_and_restarted(farm: Farm, service: RedisService) -> RedisService:
-    hand = Hand(farm)
-    submitted = farm.submit(job())
-    following = Following(submitted.progress(60))
-    following.wait_for(JobState.QUEUED)
-    service.kill()
-    service = start_redis(service.dir, port=service.port)
-    hand.render(submitted.id)
-    following.wait_for(JobState.DONE)
-    return service
+        assert missed.wait(30)  # longer than the connection's own retries
+        service = start_redis(service.dir, port=service.port)
+        try:
+            Hand(farm).render(submitted.id)
+            following.wait_for(JobState.DONE)
+        finally:
+            service.kill()
 
 
 def test_a_redis_that_stays_away_is_told_in_the_end(

@@ -17,6 +17,7 @@ from typing import Any
 
 import botocore.exceptions as boto
 import pytest
+from botocore.exceptions import IncompleteReadError
 from pydantic import SecretStr
 
 from overpaint_producer.services import S3Service, free_ports
@@ -174,8 +175,9 @@ def test_a_damaged_input_is_told_and_never_returned(store: Store) -> None:
         store.get_input("ann", sha, len(data))
 
 
-def test_a_large_object_is_refused_before_it_is_read(store: Store) -> None:
+def test_a_large_object_is_refused_before_it_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     sha = store.put_input("ann", PICTURE)
+    monkeypatch.setattr(store_module, "_capped", lambda *_: pytest.fail("it was read"))
     with pytest.raises(InputError, match=f"{len(PICTURE)} bytes") as caught:
         store.get_input("ann", sha, len(PICTURE) - 1)
     assert caught.value.fix is not None
@@ -187,6 +189,31 @@ def test_a_stream_longer_than_promised_is_cut_off() -> None:
     with pytest.raises(InputError):
         store_module._capped(lambda _: next(served), "key", 9)
     assert next(served) == b"unread"
+
+
+def test_a_body_that_is_cut_off_is_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    sha = store.put_input("ann", PICTURE)
+    whole, cuts = store_module._capped, [IncompleteReadError(actual_bytes=1, expected_bytes=2)]
+
+    def cut_once(*args: Any) -> bytes:
+        if cuts:
+            raise cuts.pop()
+        return whole(*args)
+
+    monkeypatch.setattr(store_module, "_capped", cut_once)
+    assert store.get_input("ann", sha, len(PICTURE)) == PICTURE
+    assert cuts == []
+
+
+def test_a_body_that_is_always_cut_off_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    sha = store.put_input("ann", PICTURE)
+
+    def cut(*_: Any) -> bytes:
+        raise IncompleteReadError(actual_bytes=1, expected_bytes=2)
+
+    monkeypatch.setattr(store_module, "_capped", cut)
+    with pytest.raises(StoreUnreachable):
+        store.get_input("ann", sha, len(PICTURE))
 
 
 def test_a_result_lies_under_its_job_and_token(store: Store) -> None:

@@ -28,6 +28,12 @@ def test_a_picture_is_read_with_its_size(tmp_path: Path, kind: str) -> None:
     assert (picture.data, picture.size) == (path.read_bytes(), (20, 10))
 
 
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "PPM", "TGA"])
+def test_a_picture_of_a_kind_that_workers_do_not_read_is_refused(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(InputError, match="is not a picture"):
+        read_picture(saved(tmp_path / "picture", kind), LIMITS, "source.image")
+
+
 @pytest.mark.parametrize(
     "content",
     [
