@@ -132,9 +132,10 @@ def _unet() -> Any:
         in_channels=LATENTS,
         out_channels=LATENTS,
         block_out_channels=(WIDTH,) * 3,
-        # Attention over every place of the latent would cost more than all the rest.
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        # Every place attending to every other would cost more than all the rest.
+        only_cross_attention=(True, False, False),
         layers_per_block=1,
         norm_num_groups=GROUPS,
         cross_attention_dim=WIDTH,
