@@ -1,4 +1,4 @@
-"""The same picture, whatever the company: real tiny weights, jobs of different steps, seeds, prompts and denoise."""
+"""The same picture, whatever the company: jobs of different steps, seeds, prompts and denoise."""
 
 import json
 
@@ -9,7 +9,9 @@ from tests.rendering import img2img, kitchen, pixels, render, request
 
 JOBS = {
     "a": img2img("a red brick house", steps=12),
-    "b": img2img("a cat on a chair " * 20, seed=7, steps=16, denoise=0.35, sampler="dpmpp_2m", scheduler="karras"),
+    "b": img2img(
+        "a cat on a chair " * 20, seed=7, steps=16, denoise=0.35, sampler="dpmpp_2m", scheduler="karras"
+    ),
     "c": img2img("", seed=2**63, steps=10, denoise=1.0, sampler="euler_ancestral", scheduler="simple"),
     "d": img2img("the sea", seed=3, steps=14, cfg=1.0, denoise=0.8, scheduler="sgm_uniform"),
 }

@@ -1,4 +1,4 @@
-"""One job through the engine: its files, its receipt, its stages, and everything that can be wrong with it."""
+"""One job through the engine: its files, its receipt, its stages, and what can be wrong with it."""
 
 import hashlib
 import io
@@ -97,7 +97,8 @@ def test_preserve_fails_a_job_that_changes_what_the_mask_spares(tiny_registry):
     mask = np.zeros((64, 64), np.uint8)
     mask[:32] = 255
     spec = {
-        **img2img(), "composite": False, "mask": {"from": "image", "image": "m.png"}, "preserve": {"max_outside": 3},
+        **img2img(), "composite": False,
+        "mask": {"from": "image", "image": "m.png"}, "preserve": {"max_outside": 3},
     }  # fmt: skip
     failed = one(tiny_registry, spec, {"img64.png": (INPUTS / "img64.png").read_bytes(), "m.png": png(mask)})
     assert failed.kind == "job"
@@ -120,8 +121,9 @@ def test_the_reference_crops_odd_sides_and_so_do_we_under_compat(tiny_registry):
 
 WRONG = {
     "a picture that is none": (img2img(), {"img64.png": b"<html>no</html>"}, "job", "input", "source.image"),
-    "a picture cut short": (img2img(), {"img64.png": (INPUTS / "img64.png").read_bytes()[:400]}, "job", "input",
-                            "source.image"),
+    "a picture cut short": (
+        img2img(), {"img64.png": (INPUTS / "img64.png").read_bytes()[:400]}, "job", "input", "source.image",
+    ),
     "a picture that was not sent": (img2img(), {}, "job", "input", "source.image"),
     "too many steps": (img2img(steps=5000), None, "job", "job", "sampling.steps"),
     "a model that is not here": ({**img2img(), "model": "sdxl"}, None, "unable", "unsupported", "model"),
@@ -131,7 +133,10 @@ WRONG = {
     ),
     "a sampler of a later version": (img2img(sampler="deis"), None, "unable", "unsupported", None),
     "a mask so thin that it vanishes": (
-        {**img2img(), "mask": {"from": "image", "image": "thin.png"}, "method": {"kind": "latent_noise_mask"}},
+        {
+            **img2img(), "mask": {"from": "image", "image": "thin.png"},
+            "method": {"kind": "latent_noise_mask"},
+        },
         "thin", "job", "mask", "mask",
     ),
     "a spec that is none": ({"version": 1}, None, "job", "spec", "model"),

@@ -1,4 +1,4 @@
-"""The step loop with a denoiser of one line: who shares a pass, who goes first, and that company changes nothing."""
+"""The step loop with a denoiser of one line: who shares a pass, who is first, what company changes."""
 
 from types import SimpleNamespace
 
@@ -33,9 +33,10 @@ class Model:
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
         assert x.is_contiguous()
         assert len(x) == len(sigma) == len(conditioning["text"])
-        self.passes.append(SimpleNamespace(rows=len(x), sigma=sigma.tolist(), text=conditioning["text"].clone()))
+        text = conditioning["text"]
+        self.passes.append(SimpleNamespace(rows=len(x), sigma=sigma.tolist(), text=text.clone()))
         self.buffers.add(x.data_ptr())
-        text = conditioning["text"].mean((1, 2)).view(-1, 1, 1, 1)
+        text = text.mean((1, 2)).view(-1, 1, 1, 1)
         return x / (1 + sigma.view(-1, 1, 1, 1) ** 2) + text
 
 
@@ -43,13 +44,14 @@ def text(value=0.0, tokens=77):
     return Conditioning({"text": torch.full((1, tokens, 8), float(value))})
 
 
-def job(name="a", model=None, steps=3, seed=1, cfg=7.0, shape=SHAPE, tokens=77, negative_tokens=77, **more):
+def job(name="a", model=None, *, steps=3, seed=1, cfg=7.0, shape=SHAPE, tokens=77, **more):
     model = model or Model()
     more.setdefault("sigmas", model.space.sigmas("normal", steps, 0.6))
     z0 = torch.randn(shape, generator=torch.Generator().manual_seed(seed + 1000))
     return Trajectory(
-        job=name, model=model, sampler=SAMPLERS[more.pop("sampler", "euler")], z0=more.pop("z0", z0), seed=seed,
-        positive=text(0.5, tokens), negative=text(-0.5, negative_tokens), cfg=cfg, **more,
+        job=name, model=model, seed=seed, z0=more.pop("z0", z0),
+        sampler=SAMPLERS[more.pop("sampler", "euler")],
+        positive=text(0.5, tokens), negative=text(-0.5), cfg=cfg, **more,
     )  # fmt: skip
 
 
@@ -144,7 +146,7 @@ def test_rows_stand_negative_first_and_guidance_is_each_jobs_own():
     a = job("a", model, steps=1, cfg=3.0)
     b = job("b", model, steps=1, cfg=1.0)
     drain(Loop(FixedLimits(16)), a, b)
-    assert model.passes[0].text[:, 0, 0].tolist() == [-0.5, 0.5, 0.5, -0.5]  # a-, a+, b+, and padding: a- again
+    assert model.passes[0].text[:, 0, 0].tolist() == [-0.5, 0.5, 0.5, -0.5]  # a-, a+, b+, padding
     sigma = float(a.sigmas[0])
     x = a.model.space.start(a.z0, a.noise, a.sigmas[0])
     torch.testing.assert_close(a.result, x / (1 + sigma**2) + (-0.5 + (0.5 - -0.5) * 3.0))
@@ -236,8 +238,8 @@ def test_the_first_ancestral_noise_equals_the_start_noise_and_only_32_bits_of_a_
     x, sigmas = a.want.x, a.sigmas
     d = x / (1 + sigmas[0] ** 2)
     a.advance(torch.cat([d, d]))
-    up = torch.minimum(sigmas[1], (sigmas[1] ** 2 * (sigmas[0] ** 2 - sigmas[1] ** 2) / sigmas[0] ** 2) ** 0.5)
-    down = (sigmas[1] ** 2 - up**2) ** 0.5
+    up = sigmas[1] * (1 - (sigmas[1] / sigmas[0]) ** 2) ** 0.5
+    down = sigmas[1] ** 2 / sigmas[0]
     torch.testing.assert_close((a.want.x - (x + (x - d) / sigmas[0] * (down - sigmas[0]))) / up, a.noise)
 
 
@@ -381,7 +383,7 @@ def learn(per_row, turns=60, waiting=True, **how):
 def test_the_limit_grows_to_the_knee_of_the_speed_curve():
     assert learn(lambda rows: 1 / rows + 0.25 * (rows > 4)) == 4  # beyond 4 a row hardly gets cheaper
     assert learn(lambda rows: 1 / rows) == 16
-    assert learn(lambda rows: 1.0) == 2  # more rows gain nothing: stay with one job
+    assert learn(lambda _: 1.0) == 2  # more rows gain nothing: stay with one job
 
 
 def test_the_limit_does_not_grow_while_nothing_waits():

@@ -1,10 +1,11 @@
 """Samplers on a model whose answer is known: clean data that are normal with deviation D.
 
-Its best denoiser is linear, `x D^2 / (D^2 + s^2)`, and the flow from noise to data has a closed form, so that a sampler
-can be held against formulas written anew in float64, and against the truth.
+Its best denoiser is linear, `x D^2 / (D^2 + s^2)`, and the flow from noise to data has a closed form, so that
+a sampler can be held against formulas written anew in float64, and against the truth.
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def best(x, sigma):
 
 def drive(name, x, sigmas, noise=None, denoiser=best):
     """Run a sampler to its end; what it asked for, and its result."""
-    sampler = SAMPLERS[name].begin(x, sigmas, noise or (lambda like: torch.zeros_like(like)))
+    sampler = SAMPLERS[name].begin(x, sigmas, noise or torch.zeros_like)
     asked = []
     try:
         want = next(sampler)
@@ -42,8 +43,8 @@ def start(dtype=torch.float64):
 
 
 def euler_again(x, s):
-    for a, b in zip(s, s[1:], strict=False):
-        x = best(x, a) + b / a * (x - best(x, a))  # keep the direction of the noise, shrink it to the next level
+    for a, b in pairwise(s):
+        x = best(x, a) + b / a * (x - best(x, a))  # the noise, shrunk to the next level
     return x
 
 
@@ -76,7 +77,7 @@ def test_ancestral_steps_agree_with_their_formula_written_anew():
     drawn = iter(draws)
     _, x = drive("euler_ancestral", start(), SIGMAS.to(torch.float64), lambda _: next(drawn))
     y = start().numpy()
-    for i, (a, b) in enumerate(zip(s, s[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(s)):
         if b == 0:
             y = best(y, a)
             break
@@ -96,7 +97,7 @@ def test_the_error_falls_with_the_order_of_the_sampler(name, order):
         sigmas = torch.logspace(math.log10(high), math.log10(low), n + 1, dtype=torch.float64)
         _, x = drive(name, start(), sigmas)
         errors.append(float((x - exact).abs().max()))
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert coarse / fine == pytest.approx(2**order, rel=0.15)
 
 
@@ -104,7 +105,8 @@ def test_the_error_falls_with_the_order_of_the_sampler(name, order):
 @pytest.mark.parametrize("scheduler", SCHEDULES)
 def test_every_sampler_ends_finite_with_every_schedule(name, scheduler):
     for steps in (1, 2, 9):
-        sigmas = DiscreteSpace().sigmas(scheduler, steps, 0.8, drop_penultimate=SAMPLERS[name].drop_penultimate)
+        drop = SAMPLERS[name].drop_penultimate
+        sigmas = DiscreteSpace().sigmas(scheduler, steps, 0.8, drop_penultimate=drop)
         asked, x = drive(name, start(torch.float32), sigmas, Noise(1))
         assert torch.isfinite(x).all()
         assert all(want.sigma > 0 for want in asked)

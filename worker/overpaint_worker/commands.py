@@ -1,4 +1,4 @@
-"""The commands that need the engine: `overpaint render` and `overpaint prepare`. torch is imported inside them."""
+"""The commands that need the engine: `overpaint render`, `overpaint prepare`. torch waits until they run."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ Exit codes: 0 rendered, 1 the job failed, 2 the command or the spec is wrong, 13
 )
 @_job
 @click.option(
-    "--registry", type=click.Path(dir_okay=False, path_type=Path), envvar="OVERPAINT_REGISTRY", show_envvar=True,
-    required=True, help="The model registry, models.toml.",
+    "--registry", type=click.Path(dir_okay=False, path_type=Path), required=True,
+    envvar="OVERPAINT_REGISTRY", show_envvar=True, help="The model registry, models.toml.",
 )  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda:N.")
 @click.option(
@@ -72,13 +72,13 @@ Exit codes: 0 rendered, 1 the job failed, 2 the command or the spec is wrong, 13
 @_out
 @_as_json
 @_quiet
-def render(
+def render(  # noqa: PLR0917 - click calls it by name
     job: Path, registry: Path, device: str, threads: int | None, out: Path, as_json: bool, quiet: bool
 ) -> None:
     """Render one job in this process: no Redis, no S3.
 
-    JOB is a job spec; picture paths in it are relative to its folder. Writes image.png (or .webp, .jpeg), mask.png
-    and receipt.json.
+    JOB is a job spec; picture paths in it are relative to its folder. Writes image.png (or .webp, .jpeg),
+    mask.png and receipt.json.
     """
     with _words_for_errors(as_json=as_json):
         spec, inputs = read_job(job)
@@ -115,7 +115,8 @@ Exit codes: 0 prepared, 1 a picture or mask is wrong, 2 the command or the spec 
 def prepare(job: Path, out: Path, as_json: bool) -> None:
     """Do only what needs no diffusion model: write canvas.png and mask.png.
 
-    JOB is a job spec; picture paths in it are relative to its folder. Shows what would be rendered, and where.
+    JOB is a job spec; picture paths in it are relative to its folder. Shows what would be rendered, and
+    where.
     """
     with _words_for_errors(as_json=as_json):
         spec, inputs = read_job(job)
@@ -129,7 +130,9 @@ def read_job(path: Path) -> tuple[JobSpec, dict[str, bytes]]:
     """A spec from a file, and the pictures it names, read from beside it.
 
     Raises:
-        SpecError: the spec is wrong. InputError: a picture cannot be read. UnsupportedError: a picture is not a file.
+        SpecError: the spec is wrong. InputError: a picture cannot be read. UnsupportedError: a picture is not
+        a file.
+
     """
     spec = parse_job(path.read_bytes(), where=str(path))
     inputs: dict[str, bytes] = {}

@@ -2,7 +2,8 @@
 
 One message is one frame of a `multiprocessing.connection.Connection` (`send_bytes`, `recv_bytes`):
 
-    4 bytes, big-endian: length of the header | header: JSON, UTF-8 | the attachments' raw bytes, one after another
+    4 bytes, big-endian: length of the header | header: JSON, UTF-8 | the attachments' raw bytes, one after
+    another
 
 The header holds the message's kind and fields, and for attachments their names and sizes. Pictures cross as
 the encoded files they are. Nothing here is ever unpickled: a frame that does not fit raises `ProtocolError`.
@@ -54,7 +55,7 @@ class Render:
     job: str
     token: int
     spec_json: str
-    inputs: Attachments = _attached()
+    inputs: Attachments = _attached()  # noqa: RUF009 - makes a dataclass field
     alone: bool = False
     """Drain first, then run nothing beside it: its last attempt took the engine down."""
 
@@ -119,8 +120,8 @@ class Loaded:
 class Unit:
     """The device thread begins a unit of work. If nothing else follows within `budget_s` it hangs.
 
-    `stage` is one of `STAGES`, or `idle`, which has no deadline (`budget_s` 0). `jobs` are those in this unit: with
-    those whose last `Progress.stage` is in `CPU_STAGES`, they are whom a crash is counted against.
+    `stage` is one of `STAGES`, or `idle`, which has no deadline (`budget_s` 0). `jobs` are those in this
+    unit: with those whose last `Progress.stage` is in `CPU_STAGES`, they are whom a crash is counted against.
     """
 
     stage: str
@@ -130,7 +131,7 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """A job has entered a stage, or done `step` of the stage's `of` steps; `company` jobs shared the last pass."""
+    """A job has entered a stage, or done `step` of its `of` steps; `company` jobs shared the last pass."""
 
     job: str
     token: int
@@ -142,11 +143,11 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """A rendered job: its files by name (`image.png`, `mask.png`, `receipt.json`, ...) and a short summary."""
+    """A rendered job: its files by name (`image.png`, `receipt.json`, ...) and a short summary."""
 
     job: str
     token: int
-    files: Attachments = _attached()
+    files: Attachments = _attached()  # noqa: RUF009 - makes a dataclass field
     summary: dict[str, Any] = field(default_factory=dict)
 
 
@@ -154,8 +155,8 @@ class Done:
 class Failed:
     """A job that did not render. `error` is `OverpaintError.to_json()`.
 
-    `kind`: `job` (the job's own fault, it fails), `device` (this engine's fault, release it, a crash counted),
-    `unable` (this engine cannot render it, release it uncounted).
+    `kind`: `job` (the job's own fault, it fails), `device` (this engine's fault, release it, a crash
+    counted), `unable` (this engine cannot render it, release it uncounted).
     """
 
     job: str

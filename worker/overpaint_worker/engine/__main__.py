@@ -1,8 +1,9 @@
 """The engine process: `python -m overpaint_worker.engine --fd N --registry models.toml ...`.
 
-Three kinds of threads: the main one is the device's and runs the conductor; a reader takes messages off the pipe; a
-writer puts them on, so that the device never waits for a full pipe. The worker decides when it ends: signals that a
-terminal or service manager sends to the whole group are ignored, and the end of the pipe ends the process at once.
+Three kinds of threads: the main one is the device's and runs the conductor; a reader takes messages off the
+pipe; a writer puts them on, so that the device never waits for a full pipe. The worker decides when it ends:
+signals that a terminal or service manager sends to the whole group are ignored, and the end of the pipe ends
+the process at once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from overpaint_shared.errors import OverpaintError
 from overpaint_worker import protocol as p
 from overpaint_worker.engine.options import EngineOptions, parse
 from overpaint_worker.logs import configure
@@ -75,7 +77,7 @@ def read_forever(pipe: Connection, conductor: Conductor) -> None:
         except (EOFError, OSError):
             os._exit(0)
         except p.ProtocolError as error:
-            log.error("not a message", action="protocol_error", error=str(error))
+            log.error("not a message", action="protocol_error", error=str(error))  # noqa: TRY400
             os._exit(EXIT_BROKEN_PIPE)
         match message:
             case p.Render():
@@ -117,7 +119,11 @@ def main() -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read once, when torch is imported
         os.environ[name] = str(options.threads)
     configure(as_json=options.json_logs)
-    status = serve(options)
+    try:
+        status = serve(options)
+    except OverpaintError as error:  # a wrong registry, no such device
+        log.critical(str(error), action="engine_refused")
+        status = error.exit_code
     sys.stderr.flush()
     os._exit(status)  # threads may hang in a driver; nothing is left to save
 

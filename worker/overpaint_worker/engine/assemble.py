@@ -1,4 +1,4 @@
-"""Puts an engine together: device, models, loop, conductor. Used by the engine process and by `overpaint render`."""
+"""Puts an engine together: device, models, loop, conductor; for the engine process and `overpaint render`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _no_device(name: str, why: str) -> SettingsError:
 
 
 def set_up_torch(threads: int) -> None:
-    """Threads as told; float32 means float32: TF32 would cost three digits, and the same picture everywhere."""
+    """Threads as told; float32 means float32, since TF32 would cost three digits."""
     torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -1,7 +1,8 @@
 """The conductor: all jobs of one engine, on one device thread, with CPU threads for picture files.
 
-Each round does one unit of some job's own work (a load, a text, a part of a VAE) and one turn of the step loop. Other
-threads hand things in through an inbox; the device thread alone owns sessions, models and the loop.
+Each round does one unit of some job's own work (a load, a text, a part of a VAE) and one turn of the step
+loop. Other threads hand things in through an inbox; the device thread alone owns sessions, models and the
+loop.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ BEAT_S: Final = 2.0
 REPEAT_S: Final = 0.1
 """Seconds before an announcement that says nothing new is made again."""
 KEPT_FED: Final = 2
-"""Jobs beyond the row limit that the engine wants to hold, so that their pictures are ready when a row is free."""
+"""Jobs that the engine wants to hold beyond the row limit, their pictures ready when a row is free."""
 
 LOAD_BUDGET_S: Final = 1800.0
 GPU_BUDGET_S: Final = 120.0
@@ -79,6 +80,7 @@ class Conductor:
         emit: takes each message to the worker; called on this engine's threads, must not block.
         loop: the step loop.
         cpu_threads: for picture files.
+
     """
 
     def __init__(self, house: House, emit: Emit, *, loop: Loop | None = None, cpu_threads: int = 2) -> None:
@@ -251,7 +253,7 @@ class Conductor:
             self._model(name)
         except Exception as error:
             kind, told = judge(error)
-            log.error("model does not load", action="model_refused", model=name, kind=kind, error=str(told))
+            log.warning("model does not load", action="model_refused", model=name, kind=kind, error=str(told))
 
     def _one_turn(self) -> None:
         group = self.loop.group()
@@ -351,7 +353,8 @@ class Conductor:
         self._counts.beat_at = time.monotonic()
         self._emit(
             p.Stats(
-                live=len(self._stepping), held=len(self._held), turns=self._counts.turns, rows=self._counts.rows,
+                live=len(self._stepping), held=len(self._held),
+                turns=self._counts.turns, rows=self._counts.rows,
                 memory_used=_memory_used(self.house.models.device), models=self.house.models.loaded,
             )
         )  # fmt: skip

@@ -28,8 +28,9 @@ _UNABLE: Final = (UnsupportedError, ModelLoadError, OutOfMemory)
 def judge(error: Exception) -> tuple[Kind, OverpaintError]:
     """How a job's failure counts, and the error that is told.
 
-    `job`: its own fault. `unable`: this engine cannot, another may. `device`: something is wrong here. A bug, seen as
-    an exception that nobody meant, fails the one job it met, so that it is seen and not repeated for ever.
+    `job`: its own fault. `unable`: this engine cannot, another may. `device`: something is wrong here. A bug,
+    seen as an exception that nobody meant, fails the one job it met, so that it is seen and not repeated for
+    ever.
     """
     if isinstance(error, _UNABLE):
         return "unable", error

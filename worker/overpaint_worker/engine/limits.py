@@ -1,7 +1,8 @@
 """How many rows a pass may have: learned for each model and shape, from real work.
 
-The limit doubles while there is work for more rows and a row in the larger pass costs clearly less time; it stays
-below the knee of the speed curve, where more rows only make every job slower. It halves when memory runs out.
+The limit doubles while there is work for more rows and a row in the larger pass costs clearly less time; it
+stays below the knee of the speed curve, where more rows only make every job slower. It halves when memory
+runs out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ GAIN: Final = 0.05
 """A row must cost at least this share less in the larger pass."""
 
 SAMPLES: Final = 3
-"""Passes of a bucket before its time is believed; the fastest counts, since other work only ever adds time."""
+"""Passes of a bucket before its time is believed. The fastest counts: other work only ever adds time."""
 
 WARM_UP: Final = 1
 """First passes of a bucket that are not counted: they choose kernels and allocate."""
@@ -86,7 +87,7 @@ class _Curve:
             self.fastest[bucket] = min(seconds, self.fastest.get(bucket, seconds))
 
     def worse_than_half(self) -> bool:
-        """Does a row at the limit cost about as much as in a pass of half the rows? Then the knee is behind us."""
+        """A row at the limit costs about as much as in a pass of half the rows: the knee is behind us."""
         half = self.limit // 2
         if not (self.believed(self.limit) and self.believed(half)):
             return False

@@ -1,7 +1,8 @@
 """The step loop: continuous batching of trajectories.
 
-One turn is one forward pass of one group. A job joins at the next turn and leaves when it is done; nobody waits for
-anybody else's steps. Whoever was served longest ago leads the next pass, and all that can share it fill it up.
+One turn is one forward pass of one group. A job joins at the next turn and leaves when it is done; nobody
+waits for anybody else's steps. Whoever was served longest ago leads the next pass, and all that can share it
+fill it up.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Turn:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Did the device, or the machine, have too little memory?"""
+    """Whether the device, or the machine, had too little memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error)  # the CPU's allocator raises a plain RuntimeError
@@ -71,7 +72,7 @@ class Loop:
         trajectory.close()
 
     def group(self) -> list[Trajectory]:
-        """Who would share the next pass: the one served longest ago, and those that fit with it, in that order."""
+        """Who would share the next pass: the one served longest ago, and what fits with it, in that order."""
         if not self.live:
             return []
         head = self.live[0]
@@ -168,7 +169,7 @@ class Loop:
         return denoised[: len(rows)]
 
     def _make_room(self, group: Sequence[Trajectory], bucket: int, error: Exception) -> None:
-        """Halve the rows of this curve for good, and say so. Raises `OutOfMemory` where one row is too many."""
+        """Halve the rows of this curve for good, and say so. Raises `OutOfMemory` if one row is too many."""
         head = group[0]
         self._ceilings[head.curve] = max(bucket // 2, 1)
         self.limits.out_of_memory(head.curve, bucket)

@@ -1,4 +1,4 @@
-"""The loaded models of an engine: read once, kept on the device, given up for another when nobody uses them."""
+"""The loaded models of an engine: read once, kept on the device, given up for others when unused."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class ModelStore:
         device: where models live.
         kept: how many stay loaded.
         hashes: file of known digests, so that a checkpoint is hashed once per machine.
+
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class ModelStore:
         return list(self._loaded)
 
     def traits(self, name: str) -> ModelTraits:
-        """What the model is, from its headers. Raises `UnsupportedError` for no such name, `ModelLoadError`."""
+        """What the model is, from its headers. Raises `UnsupportedError` (no such name), `ModelLoadError`."""
         if name not in self._traits:
             entry = self.registry.model(name)
             self._traits[name] = self._family(entry).inspect(entry)
@@ -74,11 +75,14 @@ class ModelStore:
         in_use: Collection[str] = (),
         on_load: Callable[[str, float | None], None] | None = None,
     ) -> Model:
-        """The model, loaded if it is not. `in_use`: names that must stay. `on_load(name, seconds)` is called before
-        a load with None and after it with its time.
+        """The model, loaded if it is not.
+
+        `in_use` are names that must stay. `on_load(name, seconds)` is called before a load with None and after
+        it with its time.
 
         Raises:
             UnsupportedError: this engine has no such model. ModelLoadError: it cannot be read.
+
         """
         if name not in self._loaded:
             entry = self.registry.model(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from overpaint_shared.settings import Limits
@@ -22,7 +22,7 @@ class EngineOptions:
     device: str = "cpu"
     """`cpu`, or `cuda:N` among those that CUDA_VISIBLE_DEVICES leaves."""
     threads: int = 1
-    """torch's threads within one operation. Two on a busy two-core machine were five times slower than one."""
+    """torch's threads within one operation. On two busy cores, two were five times slower than one."""
     cpu_threads: int = 2
     """Threads that decode and encode picture files."""
     max_rows: int = 16
@@ -31,7 +31,7 @@ class EngineOptions:
     """Models that stay loaded."""
     hashes: Path | None = None
     """File that remembers the digests of weights."""
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     json_logs: bool = False
 
     def argv(self) -> list[str]:

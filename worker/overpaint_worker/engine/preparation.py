@@ -1,4 +1,4 @@
-"""What a job needs before any diffusion model: its pictures decoded, its canvas, its mask, its method's start."""
+"""What a job needs before any diffusion model: pictures decoded, canvas, mask, the method's start."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def prepare(spec: JobSpec, inputs: Mapping[str, bytes], limits: Limits) -> Prepa
         InputError: a picture is missing, is none, or is beyond a limit; the format cannot hold the result.
         MaskError: the mask does not fit, covers too little or too much, or vanishes at the latent's size.
         UnsupportedError: this version does not have the method.
+
     """
     compat = spec.compat == "comfyui"
     source, made, mask = open_pictures(spec, inputs, limits)
@@ -66,7 +67,7 @@ def prepare(spec: JobSpec, inputs: Mapping[str, bytes], limits: Limits) -> Prepa
 def open_pictures(
     spec: JobSpec, inputs: Mapping[str, bytes], limits: Limits
 ) -> tuple[Picture, Canvas, Tensor | None]:
-    """The source, the canvas that `prepare` makes of it, and the mask [H, W] on the canvas. Raises as `prepare`."""
+    """The source, the canvas made of it, and the mask [H, W] on the canvas. Raises as `prepare`."""
     compat = spec.compat == "comfyui"
     source = picture.load(
         _input(inputs, spec.source.image, "source.image"), limits, "source.image", compat=compat

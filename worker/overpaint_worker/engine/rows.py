@@ -1,8 +1,8 @@
 """Rows: what one forward pass of the denoiser is made of, and the buffers that hold them.
 
-A row is one latent at one noise level under one conditioning. The rows of a pass lie in contiguous buffers that are
-allocated once and padded to a bucket (1, 2, 4, 8, 16 rows), so that a pass is one of few shapes: kernels are
-chosen once, and compilation and CUDA graphs stay possible.
+A row is one latent at one noise level under one conditioning. The rows of a pass lie in contiguous buffers
+that are allocated once and padded to a bucket (1, 2, 4, 8, 16 rows), so that a pass is one of few shapes:
+kernels are chosen once, and compilation and CUDA graphs stay possible.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BUCKETS: Final = (1, 2, 4, 8, 16)
 """Rows of a pass."""
 
 DETERMINISTIC_ROWS: Final = 4
-"""The bucket of every pass of `deterministic` jobs: the same kernels, so the same bits, whatever the company."""
+"""The bucket of every pass of `deterministic` jobs: same kernels, so same bits, whatever the company."""
 
 KEPT_BUFFERS: Final = 32
 """Sets of buffers that are kept; the one used longest ago goes first."""
@@ -71,7 +71,7 @@ class RowBuffers:
         }
 
     def fill(self, rows: Sequence[Row]) -> None:
-        """Write `rows` (1..bucket of them); the rest repeats the first, a real row, so that it holds no NaN."""
+        """Write `rows`, 1..bucket of them; the rest repeats the first, a real row: it holds no NaN."""
         padded = [*rows, *[rows[0]] * (self.bucket - len(rows))]
         self.sigma.copy_(torch.stack([row.sigma for row in padded]))
         for i, row in enumerate(padded):

@@ -84,7 +84,7 @@ def kl_optimal(space: Space, n: int) -> Tensor:
 
 
 def linear_quadratic(space: Space, n: int) -> Tensor:
-    """Half of the steps even over the first 2.5 % of the noise, the rest on a parabola that goes on from there."""
+    """Half of the steps even over the first 2.5 % of the noise, the rest on a parabola from there."""
     linear = n // 2
     if not linear:
         return _closed([space.sigma_max])

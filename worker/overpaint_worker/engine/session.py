@@ -1,7 +1,7 @@
 """A session: one job in the engine, from its spec and encoded inputs to its files.
 
-Its work comes in three parts: `prepare` and `finish` deal with picture files and run on CPU threads; `work` runs on the
-device's thread, one unit at a time, so that jobs take turns.
+Its work comes in three parts: `prepare` and `finish` deal with picture files and run on CPU threads; `work`
+runs on the device's thread, one unit at a time, so that jobs take turns.
 """
 
 from __future__ import annotations
@@ -112,6 +112,7 @@ class Session:
         Raises:
             SpecError, InputError, MaskError, JobError: the job's own fault.
             UnsupportedError: this engine has not what it takes.
+
         """
         with self._timed("prepare"):
             self._spec = resolve(parse_job(self.request.spec_json), self._house.models, self._house.limits)
@@ -120,8 +121,10 @@ class Session:
     # --------------------------------------------------------------------------------- device thread
 
     def work(self, load: Load) -> Generator[str | Trajectory, Tensor | None, None]:
-        """The device's part: yields the stage of the unit that its next `send` does, or the trajectory whose latent
-        it wants sent. `load(name)` returns the model."""
+        """The device's part.
+
+        Yields the stage of the unit that its next `send` does, or the trajectory whose latent it wants sent.
+        """
         spec, ready = self.spec, _there(self._ready)
         yield "load"
         with self._timed("load"):
@@ -177,7 +180,7 @@ class Session:
     # ------------------------------------------------------------------------------------ CPU thread
 
     def finish(self) -> Result:
-        """Put the original back, encode the files, write the receipt. Raises `JobError` if `preserve` is broken."""
+        """Put the original back, encode the files, write the receipt. Raises `JobError` for `preserve`."""
         with self._timed("store"):
             note = {"Software": f"Overpaint {versions()['overpaint']}", "overpaint": self.spec.to_json()}
             packed = pack(self.spec, _there(self._ready), _there(self._rendered), self._house.limits, note)
@@ -218,10 +221,12 @@ class Session:
 
 
 def resolve(spec: JobSpec, models: ModelStore, limits: Limits) -> JobSpec:
-    """The spec with its model's defaults filled in, a seed drawn if there is none, and all held against this engine.
+    """The spec with its model's defaults and, if it has none, a seed; held against this engine.
 
     Raises:
-        UnsupportedError: no such model here, or features that this engine does not have. JobError: too many steps.
+        UnsupportedError: no such model here, or features that this engine does not have. JobError: too many
+        steps.
+
     """
     spec = spec.resolved(models.registry.model(spec.model).defaults)
     if missing := sorted(spec.features() - FEATURES):

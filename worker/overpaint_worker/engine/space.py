@@ -1,9 +1,9 @@
 """Spaces: what noise level, model input and model output mean for a kind of model.
 
-Everything above (samplers, masks, the loop) works on `sigma` and on denoised latents and never on a model's raw
-output, so a family picks its space and nothing else changes. `DiscreteSpace` holds the variance-exploding view of
-models that were trained on a table of noise levels (epsilon and v prediction); flow-matching models fit the same
-protocol with sigma in 0..1.
+Everything above (samplers, masks, the loop) works on `sigma` and on denoised latents and never on a model's
+raw output, so a family picks its space and nothing else changes. `DiscreteSpace` holds the variance-exploding
+view of models that were trained on a table of noise levels (epsilon and v prediction); flow-matching models
+fit the same protocol with sigma in 0..1.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ class Space(Protocol):
 def job_sigmas(
     space: Space, scheduler: str, steps: int, denoise: float, *, drop_penultimate: bool = False
 ) -> Tensor:
-    """The last `steps` steps of the schedule of `int(steps / denoise)` steps, falling to 0; empty for denoise 0.
+    """The last `steps` steps of a schedule of `int(steps / denoise)`, falling to 0; empty for denoise 0.
 
-    `drop_penultimate`: for samplers that evaluate between levels, one level more is made and the last before 0 left out.
-    Raises `UnsupportedError` for a scheduler that is not in `SCHEDULES`.
+    `drop_penultimate`: for samplers that evaluate between levels, one level more is made and the last before
+    0 left out. Raises `UnsupportedError` for a scheduler that is not in `SCHEDULES`.
     """
     schedule = SCHEDULES.get(scheduler)
     if schedule is None:
@@ -99,8 +99,9 @@ def job_sigmas(
 class DiscreteSpace:
     """Models trained on T noise levels with "scaled linear" betas, predicting epsilon or v.
 
-    Tables are computed in float64 and kept in float32; the logarithm is taken in float64 too. The model is told
-    integer times only. Formulas: Ho et al. 2020 (epsilon), Salimans & Ho 2022 (v), Karras et al. 2022 (sigma).
+    Tables are computed in float64 and kept in float32; the logarithm is taken in float64 too. The model is
+    told integer times only. Formulas: Ho et al. 2020 (epsilon), Salimans & Ho 2022 (v), Karras et al. 2022
+    (sigma).
     """
 
     def __init__(

@@ -24,7 +24,7 @@ SEED_BITS: Final = 2**32 - 1
 
 
 class Noise:
-    """A job's own source of standard normal noise: drawn on the CPU whatever the device, so it is everywhere the same."""
+    """A job's own source of standard normal noise, drawn on the CPU: on every device the same."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator("cpu").manual_seed(seed & SEED_BITS)
@@ -95,7 +95,7 @@ class Trajectory:
             self.result = self.z0
             return
         x = self.model.space.start(self.z0, self.noise, self.sigmas[0])
-        # A second generator from the same seed: the first ancestral noise equals the start noise, as in the reference.
+        # Another generator of that seed: the first ancestral noise equals the start noise, as in the reference
         self._sampler: Sampler = kind.begin(x, self.sigmas, Noise(seed))
         self._ask(next(self._sampler))
 
@@ -150,7 +150,7 @@ class Trajectory:
         return [Row(self._x, self.want.sigma, c, self.extra) for c in self.conditionings]
 
     def advance(self, denoised: Tensor, company: int = 1) -> None:
-        """Take the rows' denoised latents [row_count, C, h, w], evaluated together with those of other jobs."""
+        """Take the rows' denoised latents [row_count, C, h, w], of a pass that `company` jobs shared."""
         d = denoised[-1:]
         if len(denoised) > 1:
             d = denoised[:1] + (d - denoised[:1]) * self.cfg

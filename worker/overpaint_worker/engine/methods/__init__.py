@@ -1,6 +1,7 @@
 """Repaint methods, one file each: how a canvas and a mask become what is encoded, and the mask on the noise.
 
-Methods know no families: they get the canvas with the way it fits the model's grid, and give pictures and masks.
+Methods know no families: they get the canvas with the way it fits the model's grid, and give pictures and
+masks.
 """
 
 from __future__ import annotations

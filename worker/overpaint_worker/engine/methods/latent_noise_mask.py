@@ -8,8 +8,8 @@ from overpaint_worker.engine.methods.base import Scene, Start
 def begin(scene: Scene) -> Start:
     """The picture as it is, and the mask fitted as the picture is.
 
-    The reference crops the picture and not the mask, so that on sides that are no multiple of 8 the mask is shifted
-    by up to 3.5 pixels; that is kept under `compat`.
+    The reference crops the picture and not the mask, so that on sides that are no multiple of 8 the mask is
+    shifted by up to 3.5 pixels; that is kept under `compat`.
     """
     mask = scene.required_mask()
     noise_mask = mask if scene.compat else scene.fit.to_model(mask)

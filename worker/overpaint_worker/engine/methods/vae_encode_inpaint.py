@@ -1,4 +1,4 @@
-"""VAE Encode (for Inpainting): masked pixels become grey before encoding, and noise acts under a grown mask."""
+"""VAE Encode (for Inpainting): masked pixels are greyed before encoding, noise acts under a grown mask."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from overpaint_worker.engine.sampler.base import Evaluation, Noise, Sampler, SamplerKind
 
 
-def dpmpp_2m(x: Tensor, sigmas: Tensor, noise: Noise) -> Sampler:  # noqa: ARG001 - deterministic, draws nothing
+def dpmpp_2m(x: Tensor, sigmas: Tensor, noise: Noise) -> Sampler:  # noqa: ARG001 - draws nothing
     """Second order from the last two denoised latents; the first step and the step to 0 are first order."""
     before: Tensor | None = None
     h_before = torch.tensor(0.0)

@@ -9,7 +9,7 @@ from torch import Tensor
 from overpaint_worker.engine.sampler.base import Evaluation, Noise, Sampler, SamplerKind
 
 
-def euler(x: Tensor, sigmas: Tensor, noise: Noise) -> Sampler:  # noqa: ARG001 - deterministic, draws nothing
+def euler(x: Tensor, sigmas: Tensor, noise: Noise) -> Sampler:  # noqa: ARG001 - draws nothing
     """`x += (x - D(x, s)) / s * (s' - s)`."""
     for sigma, sigma_next in pairwise(sigmas):
         denoised = yield Evaluation(x, sigma)

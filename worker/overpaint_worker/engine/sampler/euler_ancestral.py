@@ -1,4 +1,4 @@
-"""Euler's method with ancestral noise, eta 1: each step's fresh noise has DDPM's variance (Ho et al. 2020)."""
+"""Euler's method with ancestral noise, eta 1: fresh noise of DDPM's variance each step (Ho et al. 2020)."""
 
 from __future__ import annotations
 
