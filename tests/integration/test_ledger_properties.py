@@ -298,7 +298,7 @@ def test_no_interleaving_loses_a_job_commits_it_twice_or_puts_it_in_two_places(r
         run_state_machine_as_test(
             Farm,
             settings=settings(
-                max_examples=60,
+                max_examples=50,
                 stateful_step_count=50,
                 deadline=None,
                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Collection, Iterator
-from types import TracebackType
 from typing import Any, Final, Self
 
 from redis.client import PubSub
@@ -41,9 +40,7 @@ class Events:
                     return self
         raise TimeoutError(f"Redis at {self._where} did not confirm the subscription")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pubsub.close()
 
     def poll(self, timeout_s: float) -> Event | None:
