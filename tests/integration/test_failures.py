@@ -219,10 +219,10 @@ def _at(line: dict[str, Any]) -> float:
 
 
 def test_a_worker_that_froze_commits_nothing_when_it_wakes(farm: TestFarm) -> None:
-    frozen = farm.start().ready()
-    (job_id,) = farm.submit(farm.spec(steps=100, step_s=0.02))
-    farm.stepping(job_id)
-    other = farm.start().ready()
+    workers = [farm.start().ready(), farm.start().ready()]
+    (job_id,) = farm.submit(farm.spec(steps=150, step_s=0.02))
+    wait_until(lambda: any(w.said("job.claimed", job=job_id) for w in workers))
+    frozen, other = sorted(workers, key=lambda w: not w.said("job.claimed", job=job_id))
     os.killpg(frozen.popen.pid, signal.SIGSTOP)
     try:
         record = farm.until(job_id, DONE)
@@ -291,7 +291,9 @@ def test_a_killed_redis_loses_nothing_and_doubles_nothing(farm_settings: Setting
         server.kill()
         server = start_redis(folder, port=server.port)
         assert farm.all_ended(ids, within_s=120) == {DONE: 40}
-        assert [worker.popen.poll() for worker in farm.workers] == [None, None]
+        for worker in farm.workers:
+            fatal = [line for line in worker.lines if line.get("level") == "critical"]
+            assert worker.popen.poll() is None, fatal
         # A second's appends may be lost with the server (everysec), so a commit may be made again; never
         # shown twice.
         shown = Counter(key for i in ids for key in (farm.job(i).result or {})["files"].values())
