@@ -84,8 +84,10 @@ def _job_id(item: Any) -> str:
 class SafeChannel(_Channel):  # type: ignore[misc]
     """Puts items that are no JSON aside instead of raising."""
 
-    # Nothing goes back to its queue when a connection is lost: what was taken runs on under its lease, and what is
-    # given up is published anew. kombu's own way of putting it back fails, and ends the worker, where the connection
+    # Nothing goes back to its queue when a connection is lost: what was taken runs on under its lease, and
+    # what is
+    # given up is published anew. kombu's own way of putting it back fails, and ends the worker, where the
+    # connection
     # is gone already or a thread acknowledges at that moment.
     do_restore = False
 
