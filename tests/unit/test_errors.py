@@ -100,6 +100,10 @@ def test_a_shortened_value_is_printable_and_short(value: object, longest: int) -
     assert len(text) <= longest
 
 
+def test_a_lone_surrogate_is_shown_as_its_escape() -> None:
+    shorten(["\ud800"]).encode()
+
+
 def test_values_that_are_no_json_still_cross() -> None:
     error = errors.InputError("odd", value=object())
     assert "object" in json.dumps(error.to_json())

@@ -533,6 +533,7 @@ def test_features_name_all_that_a_worker_must_do() -> None:
         ("a hat :(", False),
         ("a \\(red\\) hat", False),
         ("a ) b (", False),
+        ("a \\(red) hat", False),
     ],
 )
 def test_parentheses_in_a_prompt_are_weights_unless_escaped(prompt: str, weighted: bool) -> None:
