@@ -1,10 +1,11 @@
 """Jobs as they run: bars on a terminal, plain lines elsewhere. Both are fed the same events."""
 
+from __future__ import annotations
+
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 from overpaint_producer.pace import Pace, clock, speed
@@ -26,9 +27,7 @@ class Display(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *details: object) -> None: ...
 
     def show(self, event: Event) -> None:
         """Something happened to a job."""
@@ -144,7 +143,7 @@ class Bars:
         self,
         ids: Sequence[str],
         titles: Mapping[str, str],
-        progress: "Progress | None" = None,
+        progress: Progress | None = None,
     ) -> None:
         self._progress = progress or _progress()
         self._titles = titles
@@ -179,12 +178,12 @@ class Bars:
         """Rows for jobs: the terminal's height less the line for all, the prompt's, and one to breathe."""
         return max(1, self._progress.console.height - 3)
 
-    def _row(self, job_id: str) -> "TaskID":
+    def _row(self, job_id: str) -> TaskID:
         if job_id not in self._rows:
             self._rows[job_id] = self._add(self._titles.get(job_id) or job_id, total=None)
         return self._rows[job_id]
 
-    def _add(self, title: str, total: int | None) -> "TaskID":
+    def _add(self, title: str, total: int | None) -> TaskID:
         return self._progress.add_task(title, total=total, what="waiting", rate="", left="")
 
     def _drop(self, job_id: str) -> None:
@@ -212,7 +211,7 @@ class Bars:
             pace.tell(event.at, event.step, event.of)
         return speed(pace.rate(), "step"), clock(pace.left_s())
 
-    def _move_all(self, row: "TaskID") -> None:
+    def _move_all(self, row: TaskID) -> None:
         rate, left = self._tally.speed()
         left = left if self._tally.ended < len(self._tally.states) else ""
         self._progress.update(
@@ -220,12 +219,12 @@ class Bars:
         )
 
 
-def _progress(console: "Console | None" = None) -> "Progress":
+def _progress(console: Console | None = None) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
 
-    def text(template: str, *, justify: "JustifyMethod" = "left", max_width: int | None = None) -> TextColumn:
+    def text(template: str, *, justify: JustifyMethod = "left", max_width: int | None = None) -> TextColumn:
         column = Column(no_wrap=True, overflow="ellipsis", justify=justify, max_width=max_width)
         return TextColumn(
             template, markup=False, table_column=column

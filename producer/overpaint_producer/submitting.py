@@ -1,14 +1,13 @@
 """From a draft to a queued job: parse, check, upload the pictures, draw the seed, record, wake a worker."""
 
 import base64
+import logging
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import structlog
 
 from overpaint_producer.jobfiles import Draft, as_object, read_path
 from overpaint_producer.pictures import Uploaded, Uploader
@@ -28,7 +27,8 @@ CHUNK = 250
 SEED_BITS = 32
 """Of a seed only the low 32 bits choose the noise, so more would only make two names for one picture."""
 
-log = structlog.get_logger(__name__)
+# A library's messages belong to the program that uses it; unconfigured, warnings go to standard error.
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ def wake(app: "Celery", wakeups: Sequence[Wakeup]) -> None:
         publish(app, wakeups)
     except ServiceError as error:
         log.warning(
-            "messages not sent; a worker will send them", action="submit.publish_failed", error=str(error)
+            "messages not sent, a worker will send them: %s", error, extra={"action": "submit.publish_failed"}
         )
 
 

@@ -6,6 +6,8 @@
 Every method raises a typed `StoreError` (see `store_errors`), never one of boto3's.
 """
 
+from __future__ import annotations
+
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
@@ -85,7 +87,7 @@ class Store:
         return self.settings.endpoint_url or f"AWS, region {self.settings.region}"
 
     @property
-    def _s3(self) -> "S3Client":
+    def _s3(self) -> S3Client:
         with _client_lock:  # making clients is not thread safe, using one is
             return _client(self.settings)
 
@@ -303,7 +305,7 @@ class Store:
 
 
 @lru_cache(maxsize=8)
-def _client(settings: StoreSettings) -> "S3Client":
+def _client(settings: StoreSettings) -> S3Client:
     config = Config(
         signature_version="s3v4",
         retries={"mode": "standard", "max_attempts": 5},
