@@ -77,8 +77,8 @@ class ModelStore:
     ) -> Model:
         """The model, loaded if it is not.
 
-        `in_use` are names that must stay. `on_load(name, seconds)` is called before a load with None and after
-        it with its time.
+        `in_use` are names that must stay. `on_load(name, seconds)` is called before a load, with None, and
+        after it.
 
         Raises:
             UnsupportedError: this engine has no such model. ModelLoadError: it cannot be read.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from overpaint_shared.job import JobSpec, Output
 from overpaint_shared.settings import Limits
 from overpaint_worker.engine import canvas, composite, encode, picture
 from overpaint_worker.engine.encode import Spared
+from overpaint_worker.engine.geometry import Geometry
+from overpaint_worker.engine.picture import Samples
 from overpaint_worker.engine.preparation import Prepared
 
 
@@ -95,8 +97,8 @@ def _spared(ready: Prepared, mask: Tensor) -> Spared | None:
     samples = ready.canvas.samples
     if samples is None:
         return None
-    kept = ready.fit.kept(torch.from_numpy(samples)).numpy()
-    return Spared(kept, (mask == 0).numpy())
+    kept = ready.fit.kept(cast("Tensor", samples))  # only slices, which arrays do alike
+    return Spared(cast("Samples", kept), (mask == 0).numpy())
 
 
 def _finished(spec: JobSpec, ready: Prepared, layers: _Layers, limits: Limits) -> _Layers:
@@ -107,15 +109,16 @@ def _finished(spec: JobSpec, ready: Prepared, layers: _Layers, limits: Limits) -
         layers.rgb, spec.finish, limits, compat=spec.compat == "comfyui", depth=depth
     )
     alpha = None if layers.alpha is None else geometry.carry(layers.alpha, "finish")
-    spared, samples = None, None
-    if layers.spared is not None:
-        samples = geometry.samples(layers.spared.samples)
-    if (
-        layers.spared is not None and samples is not None
-    ):  # only cropped: the file's own pixels are still there
-        where = geometry.carry(torch.from_numpy(layers.spared.where).to(torch.float32), "finish")
-        spared = Spared(samples, (where == 1).numpy())
-    return _Layers(rgb, alpha, spared)
+    return _Layers(rgb, alpha, _still_spared(layers.spared, geometry))
+
+
+def _still_spared(spared: Spared | None, geometry: Geometry) -> Spared | None:
+    """The file's own pixels, while the finishing operations only crop and extend."""
+    samples = geometry.samples(spared.samples) if spared else None
+    if spared is None or samples is None:
+        return None
+    where = geometry.carry(torch.from_numpy(spared.where).to(torch.float32), "finish")
+    return Spared(samples, (where == 1).numpy())
 
 
 def _outside(ready: Prepared, image: bytes) -> Outside | None:

@@ -95,7 +95,7 @@ class Trajectory:
             self.result = self.z0
             return
         x = self.model.space.start(self.z0, self.noise, self.sigmas[0])
-        # Another generator of that seed: the first ancestral noise equals the start noise, as in the reference
+        # Another generator of that seed: the first ancestral noise is the start noise, as in the reference
         self._sampler: Sampler = kind.begin(x, self.sigmas, Noise(seed))
         self._ask(next(self._sampler))
 
