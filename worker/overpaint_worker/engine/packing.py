@@ -13,9 +13,9 @@ from overpaint_shared.errors import JobError
 from overpaint_shared.job import JobSpec, Output
 from overpaint_shared.settings import Limits
 from overpaint_worker.engine import canvas, composite, encode, picture
+from overpaint_worker.engine.deep_png import Samples
 from overpaint_worker.engine.encode import Spared
 from overpaint_worker.engine.geometry import Geometry
-from overpaint_worker.engine.picture import Samples
 from overpaint_worker.engine.preparation import Prepared
 
 
