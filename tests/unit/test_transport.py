@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overpaint_shared.queues import RENDER_TASK, STAMP_HEADER
-from overpaint_worker.transport import _BAD_ITEM, MAX_BODY_CHARS, rebuilt
+from overpaint_worker.transport import _BAD_ITEM, MAX_BODY_CHARS, SafeChannel, rebuilt
 
 
 def body(value: object) -> str:
@@ -116,3 +116,12 @@ def test_any_json_is_either_refused_or_rebuilt(item: object) -> None:
         return
     assert out["headers"]["task"] == RENDER_TASK
     assert json.loads(base64.b64decode(out["body"]))[0] == [out["headers"]["id"]]
+
+
+def test_a_late_acknowledgement_on_a_closed_channel_is_no_error() -> None:
+    """A worker's threads end jobs while Celery connects anew; kombu's own channel ends the worker then."""
+    channel = SafeChannel.__new__(SafeChannel)
+    channel.closed = True
+    channel.basic_ack("tag")
+    channel.basic_reject("tag", requeue=True)
+    assert not channel.do_restore

@@ -101,6 +101,10 @@ class Node:
         features = self.ready.features if self.ready else ()
         return self.ledger.claim(job_id, self.worker_id, features, self.options.models)
 
+    def slot_freed(self) -> None:
+        """Look for the next message at once."""
+        self.waker.wake()
+
     # What the engine says
 
     def engine_ready(self, ready: protocol.Ready) -> None:

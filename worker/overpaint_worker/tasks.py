@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 from celery import Celery
 from celery.exceptions import Ignore, Reject
+from celery.worker.request import Request
 from structlog.contextvars import bound_contextvars
 
 from overpaint_shared.errors import (
@@ -115,12 +116,30 @@ class Room(Protocol):
     def claim(self, job_id: str) -> Claim:
         """Claim a job for this worker."""
 
+    def slot_freed(self) -> None:
+        """A message has ended."""
+
 
 def register(app: Celery, room: Room) -> None:
     """Make the render task known to a worker's app."""
 
+    class WakingRequest(Request):
+        """Lets Celery's loop look for the next message as soon as a slot is free."""
+
+        def on_success(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return super().on_success(*args, **kwargs)  # failures come here too, with a pool of threads
+            finally:
+                room.slot_freed()
+
     @app.task(
-        name=RENDER_TASK, bind=True, shared=False, acks_late=True, ignore_result=True, throws=(JobFailed,)
+        name=RENDER_TASK,
+        bind=True,
+        shared=False,
+        acks_late=True,
+        ignore_result=True,
+        throws=(JobFailed,),
+        Request=WakingRequest,
     )
     def render(self: Any, job_id: str) -> None:
         if room.intake.closed:  # taken just before the worker closed

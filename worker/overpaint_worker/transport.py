@@ -99,6 +99,16 @@ class SafeChannel(_Channel):  # type: ignore[misc]
             self.set_aside(item, error)
             raise Empty from None
 
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        """Acknowledge, unless the connection that brought the message is gone: its entry then runs out."""
+        if not self.closed:
+            super().basic_ack(delivery_tag, multiple)
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Reject, unless the connection is gone: the reaper sends another message."""
+        if not self.closed:
+            super().basic_reject(delivery_tag, requeue)
+
     def set_aside(self, item: object, error: Exception) -> None:
         """Keep the last items that were no messages, for people to look at."""
         reason = f"{type(error).__name__}: {error}"[:QUARANTINE_ITEM_CHARS]
