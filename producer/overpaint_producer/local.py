@@ -9,11 +9,11 @@ import hashlib
 import json
 import os
 import secrets
+import signal
 import sys
 import sysconfig
 import threading
 import urllib.request
-from _thread import interrupt_main
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -227,7 +227,8 @@ class LocalFarm:
             for part in list(self.parts):
                 if part.child and not part.child.alive and not self._stopping.is_set():
                     self.died = part.child
-                    interrupt_main()
+                    # A true signal: only that ends a wait on a lock, where the main thread spends its time.
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
 
     def death(self) -> ServiceError | None:
