@@ -1,3 +1,3 @@
-"""What producer and worker share: the job spec, the ledger, the queues, the store, the settings and the errors."""
+"""What producer and worker share: the job spec, the ledger, queues, the store, settings and errors."""
 
 __version__ = "0.1.0"
