@@ -1,6 +1,6 @@
 """The conductor: all jobs of one engine, on one device thread, with CPU threads for picture files.
 
-Each round does one unit of some job's own work (a load, a text, a part of a VAE) and one turn of the step
+Each round does units of some job's own work (a load, a text, a part of a VAE) and one turn of the step
 loop. Other threads hand things in through an inbox; the device thread alone owns sessions, models and the
 loop.
 """
@@ -98,6 +98,7 @@ class Conductor:
         self._unit: tuple[str, list[str], float] = ("", [], 0.0)
         self._counts = _Counts()
         self._slots = 0
+        self._turn_s = 0.0
         self._stopping = False
         self._broken: Exception | None = None
         slow = house.models.device.type == "cpu"
@@ -149,7 +150,7 @@ class Conductor:
         self._take(wait=not busy)
         if self._stopping:
             return
-        self._one_unit()
+        self._some_units()
         self._one_turn()
         self._beat()
         if self._broken:
@@ -229,15 +230,24 @@ class Conductor:
             self._fail(session, error)
         else:
             if isinstance(want, str):
+                # What has begun goes on before what has not, so that it joins the loop, or leaves, soonest.
+                place = self._units.appendleft if active.stage else self._units.append
                 active.stage = want
                 self._tell(session, want, 0, 1)
-                self._units.append(active)
+                place(active)
             elif want.want is None:  # no steps: the latent stays as it is
                 self._go_on(active, want.result)
             else:
                 self._stepping[want] = active
                 self.loop.add(want)
                 self._tell(session, "denoise", 0, want.steps)
+
+    def _some_units(self) -> None:
+        """One unit, and while jobs step, as many as fit the time of their last turn: half the device each."""
+        until = time.monotonic() + (self._turn_s if self._stepping else 0.0)
+        self._one_unit()
+        while self._units and time.monotonic() < until:
+            self._one_unit()
 
     def _one_unit(self) -> None:
         if self._preloads:
@@ -260,7 +270,9 @@ class Conductor:
         if not group:
             return
         self._announce("denoise", [trajectory.job for trajectory in group])
+        began = time.monotonic()
         turn = self.loop.turn(group)
+        self._turn_s = time.monotonic() - began
         self._counts.turns += turn.passes
         self._counts.rows += turn.rows
         self._after(turn)
@@ -269,7 +281,7 @@ class Conductor:
     def _after(self, turn: Turn) -> None:
         for trajectory in turn.served:
             session, company = self._stepping[trajectory].session, len(turn.served)
-            self._tell(session, "denoise", trajectory.evaluations, trajectory.steps, company)
+            self._tell(session, "denoise", trajectory.step, trajectory.steps, company)
         for trajectory in turn.finished:
             self._go_on(self._stepping.pop(trajectory), trajectory.result)
         for trajectory, error in turn.failed:
