@@ -47,7 +47,8 @@ def sgm_uniform(space: Space, n: int) -> Tensor:
 def simple(space: Space, n: int) -> Tensor:
     """Every (T/n)th level of the table, from its noisy end."""
     size = len(space.table)
-    return _closed(space.table[[size - 1 - int(i * size / n) for i in range(n)]])
+    pace = size / n  # rounded before it is multiplied: 19 * (1000 / 38) is short of 500, and stays so
+    return _closed(space.table[[size - 1 - int(i * pace) for i in range(n)]])
 
 
 def ddim_uniform(space: Space, n: int) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from overpaint_worker.engine.rows import Row, common_tokens
-from overpaint_worker.engine.sampler import Evaluation, Sampler, SamplerKind
+from overpaint_worker.engine.sampler import Evaluation, Path, Sampler, SamplerKind
+from overpaint_worker.engine.sampler.brownian import BrownianPath
 
 if TYPE_CHECKING:
     from overpaint_worker.engine.families import Model
@@ -27,11 +28,16 @@ class Noise:
     """A job's own source of standard normal noise, drawn on the CPU: on every device the same."""
 
     def __init__(self, seed: int) -> None:
+        self._seed = seed
         self._generator = torch.Generator("cpu").manual_seed(seed & SEED_BITS)
 
     def __call__(self, like: Tensor) -> Tensor:
         """Fresh noise in the shape and on the device of `like`."""
         return torch.randn(like.shape, generator=self._generator, dtype=torch.float32).to(like.device)
+
+    def path(self, like: Tensor, sigmas: Tensor) -> Path:
+        """A Brownian path of this seed over the levels of `sigmas` above 0."""
+        return BrownianPath(like, sigmas[sigmas > 0].min(), sigmas.max(), self._seed)
 
 
 class Trajectory:
@@ -80,7 +86,10 @@ class Trajectory:
         self.conditionings = [negative, positive] if guided and negative is not None else [positive]
         """In the order of its rows: negative first, as the reference has it."""
         self.noise = Noise(seed)(z0)
+        self._blend = Noise(seed + 1)(z0) if sampler.fresh_blend else self.noise
         self.evaluations = 0
+        self.step = 0
+        """How many of its levels it has reached; samplers may evaluate more than once a step."""
         self.companies: dict[int, int] = {}
         """How many evaluations were shared by how many jobs."""
         self.adjustments: list[str] = []
@@ -101,9 +110,10 @@ class Trajectory:
 
     def _ask(self, want: Evaluation) -> None:
         self.want, self._mask = want, self._mask_at(want.sigma)
+        self.step = int((self.sigmas[1:] >= want.sigma).sum())
         self._x = want.x
         if self._mask is not None:
-            known = self.model.space.noised(self.z0, self.noise, want.sigma)
+            known = self.model.space.noised(self.z0, self._blend, want.sigma)
             self._x = want.x * self._mask + known * (1 - self._mask)
 
     def _mask_at(self, sigma: Tensor) -> Tensor | None:
@@ -161,7 +171,7 @@ class Trajectory:
         try:
             self._ask(self._sampler.send(d))
         except StopIteration as end:
-            self.want, self.result = None, end.value
+            self.want, self.result, self.step = None, end.value, self.steps
 
     def close(self) -> None:
         """Give up: lets go of what the sampler holds."""

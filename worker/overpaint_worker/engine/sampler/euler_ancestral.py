@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from overpaint_worker.engine.sampler.base import Evaluation, Noise, Sampler, SamplerKind
-
-
-def split(sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
-    """(down, up): step down to `down`, then add noise of `up`; down^2 + up^2 = sigma_next^2."""
-    up = torch.minimum(sigma_next, (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5)
-    return (sigma_next**2 - up**2) ** 0.5, up
+from overpaint_worker.engine.sampler.steps import slope, split
 
 
 def euler_ancestral(x: Tensor, sigmas: Tensor, noise: Noise) -> Sampler:
@@ -21,7 +15,7 @@ def euler_ancestral(x: Tensor, sigmas: Tensor, noise: Noise) -> Sampler:
     for sigma, sigma_next in pairwise(sigmas):
         denoised = yield Evaluation(x, sigma)
         down, up = split(sigma, sigma_next)
-        x = denoised if down == 0 else x + (x - denoised) / sigma * (down - sigma) + noise(x) * up
+        x = denoised if down == 0 else x + slope(x, denoised, sigma) * (down - sigma) + noise(x) * up
     return x
 
 
