@@ -167,6 +167,10 @@ class Registry:
         """The ControlNet of that name; `where` is the spec's field. Raises `UnsupportedError`."""
         return _found(self.controlnets, name, "ControlNet", where)
 
+    def segmenter(self, name: str, where: str = "mask.segmenter") -> SegmenterEntry:
+        """The segmenter of that name; `where` is the spec's field. Raises `UnsupportedError`."""
+        return _found(self.segmenters, name, "segmenter", where)
+
 
 def _found(entries: Mapping[str, E], name: str, kind: str, where: str) -> E:
     if name in entries:

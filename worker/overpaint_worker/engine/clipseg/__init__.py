@@ -1,0 +1,1 @@
+"""CLIPSeg: a mask from words. `model` runs the network, `maps` makes mask and heat map of what it says."""

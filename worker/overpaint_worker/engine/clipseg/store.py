@@ -1,0 +1,54 @@
+"""The segmenters of an engine: each loaded when first asked for, and kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+import torch
+
+from overpaint_shared.errors import OverpaintError
+from overpaint_shared.offers import ModelTraits
+from overpaint_worker.engine.clipseg.model import Segmenter, inspect, load
+from overpaint_worker.engine.families.weights import HashCache
+from overpaint_worker.registry import Registry
+
+log = structlog.get_logger(__name__)
+
+
+class SegmenterStore:
+    """Segmenters by registry name. `get` is for the device's thread only.
+
+    Args:
+        registry: the names.
+        device: where they live.
+        hashes: file of known digests.
+
+    """
+
+    def __init__(self, registry: Registry, device: torch.device, hashes: Path | None = None) -> None:
+        self._registry, self._device = registry, device
+        self._hashes = HashCache(hashes)
+        self._loaded: dict[str, Segmenter] = {}
+
+    def catalogue(self) -> list[ModelTraits]:
+        """All that can be read; for each other one a line in the log says why not."""
+        found: list[ModelTraits] = []
+        for name, entry in self._registry.segmenters.items():
+            try:
+                found.append(inspect(entry, self._hashes))
+            except OverpaintError as error:
+                log.warning("segmenter cannot be offered", action="model_refused", model=name, error=str(error))
+        return found
+
+    def check(self, name: str, field: str) -> None:
+        """Raises `UnsupportedError` where the registry has no such segmenter; `field` is the mask's place."""
+        self._registry.segmenter(name, f"{field}.segmenter")
+
+    def get(self, name: str) -> Segmenter:
+        """The segmenter, loaded if it is not. Raises `UnsupportedError`, `ModelLoadError`."""
+        if name not in self._loaded:
+            entry = self._registry.segmenter(name)
+            self._loaded[name] = load(entry, self._device, self._hashes)
+            log.info("segmenter loaded", action="segmenter_loaded", model=name)
+        return self._loaded[name]
