@@ -25,6 +25,10 @@ COMMANDS = {
     "jobs": ("overpaint_producer.cli.jobs", "List jobs, newest first."),
     "replay": ("overpaint_producer.cli.jobs", "Queue failed or dead jobs again."),
     "validate": ("overpaint_producer.cli.check", "Check job files without submitting them."),
+    "convert": (
+        "overpaint_producer.cli.convert",
+        "Turn a ComfyUI workflow into jobs, without submitting them.",
+    ),
     "schema": ("overpaint_producer.cli.check", "Print the JSON Schema of a job."),
     "workers": ("overpaint_producer.cli.operate", "List the live workers and what they render."),
     "gc": ("overpaint_producer.cli.operate", "Delete stored files that no job needs."),

@@ -19,12 +19,14 @@ from overpaint_producer.cli.context import (
     pass_context,
     say,
 )
+from overpaint_producer.cli.workflows import importer, workflow_options
 
 if TYPE_CHECKING:
     from overpaint_producer.client import Farm, Job
     from overpaint_producer.jobfiles import Draft
     from overpaint_producer.submitting import Options
     from overpaint_producer.variants import Assignment
+    from overpaint_producer.workflow.drafts import Importer
 
 T = TypeVar("T")
 
@@ -35,6 +37,7 @@ EXAMPLES = examples(
         "overpaint submit job.json --seeds 1..8 --set sampling.denoise=0.4 --set sampling.denoise=0.7",
         "sixteen jobs: every seed with every value",
     ),
+    ("overpaint submit workflow.json --model-map v1-5-pruned.safetensors=sd15", "a ComfyUI workflow"),
     ("generate | overpaint submit - --token nightly --json", "JSON Lines; safe to run again"),
 )
 
@@ -144,6 +147,7 @@ class Sweep:
     metavar="DIR",
     help="With --wait: fetch the files of jobs that are done into DIR, of several into DIR/ID.",
 )
+@workflow_options
 @json_option
 @farm_options
 @pass_context
@@ -159,12 +163,15 @@ def submit(
     token: str | None,
     wait: bool,
     out: Path | None,
+    model_map: dict[str, str],
+    input_dir: Path | None,
     as_json: bool,
 ) -> int:
     """Submit jobs: files, patterns, or JSON Lines on standard input.
 
-    FILE is a job (.json), many (.jsonl, one a line), or - for standard input. Pictures are looked for from
-    the file's folder and uploaded once; only pictures are. Prints the id of each job.
+    FILE is a job (.json), many (.jsonl, one a line), a ComfyUI workflow in API format, or - for standard
+    input. Pictures are looked for from the file's folder and uploaded once; only pictures are. Prints the id
+    of each job.
     """
     from overpaint_producer.submitting import Options
 
@@ -175,8 +182,10 @@ def submit(
     sweep = Sweep(assignments=assignments, seeds=[seed for part in seeds for seed in part], token=token)
     options = Options(group=group, labels=dict(labels), priority=priority, token=token)
     with context.farm() as farm:
-        _check_files(files, sweep, options)
-        jobs = list(_submitted(farm, _drafts(files, sweep), options, as_json=as_json, wait=wait))
+        workflows = importer(model_map, input_dir, farm.catalogue, may_guess=False)
+        _check_files(files, sweep, options, workflows)
+        drafts = _drafts(files, sweep, workflows)
+        jobs = list(_submitted(farm, drafts, options, as_json=as_json, wait=wait))
         if not wait:
             return 0
         from overpaint_producer.cli.follow import follow_to_end
@@ -184,21 +193,22 @@ def submit(
         return follow_to_end(farm, [job.id for job in jobs], as_json=as_json, out=out)
 
 
-def _drafts(files: Sequence[str], sweep: Sweep) -> Iterator["Draft"]:
+def _drafts(files: Sequence[str], sweep: Sweep, workflows: "Importer") -> Iterator["Draft"]:
     from overpaint_producer import jobfiles
 
     for name in jobfiles.expand(files):
-        for draft in jobfiles.read(name, sys.stdin.buffer):
-            yield from sweep.drafts(draft)
+        for read in jobfiles.read(name, sys.stdin.buffer):
+            for draft in workflows.expand(read):
+                yield from sweep.drafts(draft)
 
 
-def _check_files(files: Sequence[str], sweep: Sweep, options: "Options") -> None:
+def _check_files(files: Sequence[str], sweep: Sweep, options: "Options", workflows: "Importer") -> None:
     """Parse everything once before anything is submitted; what comes on standard input can be read only
     once.
     """
     from overpaint_shared.job import parse_job
 
-    for draft in _drafts([name for name in files if name != "-"], sweep):
+    for draft in _drafts([name for name in files if name != "-"], sweep, workflows):
         parse_job(options.applied(draft).data, where=draft.where)
 
 

@@ -53,12 +53,20 @@ def _folded(name: str) -> str:
 class Names:
     """Looks names up: first in what the user mapped, then among what the live workers have.
 
-    Without workers to ask (`catalogue` None or empty) a name is made of the file's, and a note says so.
+    Without workers to ask (`catalogue` None or empty) a name is made of the file's and a note says so, or,
+    unless it `may_guess`, that is refused.
     """
 
-    def __init__(self, catalogue: Catalogue | None = None, mapped: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue | None = None,
+        mapped: Mapping[str, str] | None = None,
+        *,
+        may_guess: bool = True,
+    ) -> None:
         self._catalogue = catalogue if catalogue is not None and catalogue.offers else None
         self._mapped = dict(mapped or {})
+        self._may_guess = may_guess
 
     def find(self, kind: Kind, file: str, node: Node, field: str) -> tuple[str, str | None]:
         """The registry's name for a file, and what people should know of how it was found.
@@ -98,6 +106,13 @@ class Names:
         return next((self._mapped[key] for key in _keys(file) if key in self._mapped), None)
 
     def _made_up(self, kind: Kind, file: str, node: Node, field: str) -> tuple[str, str | None]:
+        if not self._may_guess:
+            node.refuse(
+                field,
+                "cannot be looked up: no worker is alive",
+                given=f'"{file}"',
+                allowed=f"a live worker, or {_offer([], file)}",
+            )
         name = as_name(file)
         if not name:
             node.refuse(
