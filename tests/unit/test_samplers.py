@@ -12,34 +12,18 @@ import pytest
 import torch
 
 from overpaint_worker.engine.sampler import SAMPLERS, Evaluation
-from overpaint_worker.engine.sampler.euler_ancestral import split
+from overpaint_worker.engine.sampler.steps import split
 from overpaint_worker.engine.schedules import SCHEDULES
 from overpaint_worker.engine.space import DiscreteSpace
 from overpaint_worker.engine.trajectory import Noise
+from tests.sampling import DEVIATION as D
+from tests.sampling import best, drive, start_at
 
-D = 0.7
 SIGMAS = DiscreteSpace().sigmas("karras", 12, 1.0)
 
 
-def best(x, sigma):
-    return x * D**2 / (D**2 + sigma**2)
-
-
-def drive(name, x, sigmas, noise=None, denoiser=best):
-    """Run a sampler to its end; what it asked for, and its result."""
-    sampler = SAMPLERS[name].begin(x, sigmas, noise or torch.zeros_like)
-    asked = []
-    try:
-        want = next(sampler)
-        while True:
-            asked.append(want)
-            want = sampler.send(denoiser(want.x, want.sigma))
-    except StopIteration as end:
-        return asked, end.value
-
-
 def start(dtype=torch.float64):
-    return torch.tensor([1.0, -0.4, 2.0, 0.1], dtype=dtype).view(1, 1, 2, 2) * SIGMAS[0]
+    return start_at(SIGMAS[0], dtype)
 
 
 def euler_again(x, s):
@@ -88,7 +72,9 @@ def test_ancestral_steps_agree_with_their_formula_written_anew():
     assert len(list(drawn)) == 2  # of 13: none for the step to 0, and one of twelve steps is that
 
 
-@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("dpmpp_2m", 2)])
+@pytest.mark.parametrize(
+    ("name", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpm_2", 2), ("dpmpp_2m", 2)]
+)
 def test_the_error_falls_with_the_order_of_the_sampler(name, order):
     high, low = 10.0, 0.2
     exact = start() * math.sqrt((low**2 + D**2) / (high**2 + D**2))
@@ -113,7 +99,7 @@ def test_every_sampler_ends_finite_with_every_schedule(name, scheduler):
         assert all(want.sigma.dim() == 0 and want.sigma.device.type == "cpu" for want in asked)
 
 
-@pytest.mark.parametrize("name", ["euler", "euler_ancestral", "dpmpp_2m"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_one_step_to_zero_is_the_denoised_latent(name):
     sigmas = torch.tensor([3.0, 0.0])
     _, x = drive(name, start(torch.float32), sigmas, Noise(1))

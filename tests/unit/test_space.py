@@ -48,7 +48,7 @@ def _second_derivation(name: str, n: int) -> np.ndarray:
     levels = {
         "normal": lambda: _at(np.linspace(999, 0, n)),
         "sgm_uniform": lambda: _at(999 - 999 * np.arange(n) / n),
-        "simple": lambda: np.array([TRAINING[999 - i * 1000 // n] for i in range(n)]),
+        "simple": lambda: np.array([TRAINING[999 - int(i * (1000 / n))] for i in range(n)]),
         "ddim_uniform": lambda: np.array([TRAINING[i] for i in range(1, 1000, 1000 // n)])[::-1],
         "karras": lambda: ((1 - share) * high ** (1 / 7) + share * low ** (1 / 7)) ** 7,
         "exponential": lambda: high ** (1 - share) * low**share,
@@ -85,6 +85,51 @@ def test_linear_quadratic_starts_straight_and_continues_without_a_kink():
     assert slopes[10] > slopes[9]
     np.testing.assert_allclose(np.diff(slopes[10:], n=1), np.diff(slopes[10:], n=1).mean(), rtol=1e-3)
     assert removed[-1] == 1
+
+
+def test_simple_takes_the_places_that_the_references_division_gives():
+    """1000 / 38 is rounded down, so 19 of it fall short of 500."""
+    sigmas = SPACE.sigmas("simple", 38, 1.0)
+    assert [int(place) for place in SPACE.timestep(sigmas[[18, 19, 20]])] == [999 - 473, 999 - 499, 999 - 526]
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 21, 40])
+def test_linear_quadratic_is_a_line_and_the_parabola_that_continues_it_to_all_of_the_noise(n):
+    """The parabola is fixed by its value and slope where the line ends and by its end at (n, 1)."""
+    line = n // 2
+    slope = 0.025 / line
+    bend = np.linalg.solve([[(n - line) ** 2]], [1 - 0.025 - slope * (n - line)])[0]
+    i = np.arange(n + 1)
+    removed = slope * i + bend * np.clip(i - line, 0, None) ** 2
+    expected = (1 - removed) * TRAINING[-1]
+    np.testing.assert_allclose(
+        SPACE.sigmas("linear_quadratic", n, 1.0).numpy(), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2, 20, 61])
+def test_beta_agrees_with_quantiles_found_by_bisection(n):
+    from scipy.special import betainc
+
+    places = []
+    for i in range(n):
+        low, high = 0.0, 1.0
+        for _ in range(80):
+            half = (low + high) / 2
+            low, high = (half, high) if betainc(0.6, 0.6, half) < 1 - i / n else (low, half)
+        places.append(round(high * 999))
+    expected = [TRAINING[place] for place in dict.fromkeys(places)]
+    np.testing.assert_allclose(SPACE.sigmas("beta", n, 1.0).numpy(), [*expected, 0.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("denoise", [1.0, 0.6])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_samplers_between_levels_get_one_level_more_without_the_last_but_one(name, denoise):
+    total = 7 if denoise == 1 else int(7 / denoise)
+    whole = SPACE.sigmas(name, total + 1, 1.0).tolist()
+    expected = [*whole[:-2], 0.0]
+    expected = expected if denoise == 1 else expected[-8:]
+    assert SPACE.sigmas(name, 7, denoise, drop_penultimate=True).tolist() == expected
 
 
 @pytest.mark.parametrize("denoise", [1.0, 0.6, 0.05])

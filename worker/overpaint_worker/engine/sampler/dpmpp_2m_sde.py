@@ -1,7 +1,7 @@
 """SDE-DPM-Solver++(2M), midpoint (Lu et al. 2022, "DPM-Solver++"), eta 1, in t = -log sigma.
 
-Over a step h = t' - t the SDE keeps `exp(-2 h)` of the difference to the denoised latent, half of it by the
-flow and half by noise that replaces what was there.
+Over a step h = t' - t the SDE keeps `exp(-2 h)` of the distance to the denoised latent: `exp(-h)` is the
+flow's, and as much again is given up for the noise that is added.
 """
 
 from __future__ import annotations
