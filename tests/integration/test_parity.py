@@ -88,6 +88,7 @@ def test_from_the_references_start_latent_the_loop_reaches_its_final_latent(rend
         job=name, model=done.model, sampler=SAMPLERS[sampling.sampler], sigmas=done.sigmas,
         z0=torch.from_numpy(reference(name, "latent")) * SCALING, seed=sampling.seed,
         positive=done.conditionings[1], negative=done.conditionings[0], cfg=sampling.cfg, mask=done.mask,
+        differential=done.differential, extra=done.extra, controls=done.controls,
     )  # fmt: skip
     loop = Loop(FixedLimits(2))
     loop.add(again)

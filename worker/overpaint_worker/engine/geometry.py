@@ -300,11 +300,11 @@ def _scale(size: Size, op: Scale) -> ScaleStep | None:
         width = max(1, round(size.width * height / size.height))
     elif height == 0:
         height = max(1, round(size.height * width / size.width))
-    box = _centre_box(size, Size(width, height)) if op.crop == "center" else Box(0, 0, *size)
+    box = centre_box(size, Size(width, height)) if op.crop == "center" else Box(0, 0, *size)
     return ScaleStep(box, Size(width, height), op.filter)
 
 
-def _centre_box(size: Size, target: Size) -> Box:
+def centre_box(size: Size, target: Size) -> Box:
     """The largest centred part that has the target's aspect, its margins rounded half to even."""
     old, new = size.width / size.height, target.width / target.height
     x = round((size.width - size.width * (new / old)) / 2) if old > new else 0

@@ -18,8 +18,16 @@ import torch
 from torch import Tensor
 
 from overpaint_shared.errors import OutOfMemory
+from overpaint_worker.engine.controls import residuals
 from overpaint_worker.engine.limits import Limits, RowLimits
-from overpaint_worker.engine.rows import DETERMINISTIC_ROWS, BufferPool, Row, bucket_of, common_tokens
+from overpaint_worker.engine.rows import (
+    BUCKETS,
+    DETERMINISTIC_ROWS,
+    BufferPool,
+    Row,
+    bucket_of,
+    common_tokens,
+)
 from overpaint_worker.engine.trajectory import Trajectory
 
 log = structlog.get_logger(__name__)
@@ -158,8 +166,12 @@ class Loop:
     def _run(self, head: Trajectory, rows: Sequence[Row], bucket: int, turn: Turn) -> Tensor:
         """One forward pass, timed."""
         inputs = self._buffers.get(rows, bucket)
+        sizes = [bucket] if head.deterministic else [size for size in BUCKETS if size <= bucket]
+        added = residuals(head.model, rows, inputs, sizes)
+        if added is not None:
+            _wait_for(head.model.device)  # the curve is the denoiser's own: who brings a ControlNet is chance
         began = self._clock()
-        denoised = head.model.denoise(inputs.x, inputs.sigma, inputs.conditioning, None, inputs.extra)
+        denoised = head.model.denoise(inputs.x, inputs.sigma, inputs.conditioning, added, inputs.extra)
         _wait_for(head.model.device)
         if not head.deterministic:
             more = sum(t.row_count for t in self.live if t.key == head.key) > len(rows)

@@ -4,25 +4,48 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import structlog
 import torch
 
 from overpaint_shared.errors import OverpaintError
 from overpaint_worker.engine.families import FAMILIES, Family, Model, family
+from overpaint_worker.engine.families.controlnet import ControlNet
 from overpaint_worker.engine.families.weights import HashCache
+from overpaint_worker.registry import ControlnetEntry, Entry, ModelEntry
 
 if TYPE_CHECKING:
     from overpaint_shared.catalogue import ModelTraits
-    from overpaint_worker.registry import ModelEntry, Registry
+    from overpaint_worker.registry import Registry
 
 log = structlog.get_logger(__name__)
 
 KEPT_MODELS: Final = 2
 """Loaded models that are kept. More are loaded only while jobs use them all."""
+KEPT_CONTROLNETS: Final = 4
+"""Loaded ControlNets that are kept; jobs under way keep theirs beyond that."""
+
+T = TypeVar("T")
+
+
+class Shelf(Generic[T]):
+    """The things used last, at most `kept`, each made when it is first asked for."""
+
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
+        self._held: OrderedDict[Hashable, T] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The thing of that key; the one used longest ago makes room for a new one."""
+        if key not in self._held:
+            while len(self._held) >= self._kept:
+                self._held.popitem(last=False)
+            self._held[key] = make()
+        self._held.move_to_end(key)
+        return self._held[key]
 
 
 class ModelStore:
@@ -43,7 +66,8 @@ class ModelStore:
         self.device = device
         self._kept = kept
         self._loaded: OrderedDict[str, Model] = OrderedDict()
-        self._traits: dict[str, ModelTraits] = {}
+        self._controlnets = Shelf[ControlNet](KEPT_CONTROLNETS)
+        self._traits: dict[tuple[str, str], ModelTraits] = {}
         cache = HashCache(hashes)
         self._families: dict[str, Family] = {name: family(name, cache) for name in FAMILIES}
 
@@ -54,20 +78,44 @@ class ModelStore:
 
     def traits(self, name: str) -> ModelTraits:
         """What the model is, from its headers. Raises `UnsupportedError` (no such name), `ModelLoadError`."""
-        if name not in self._traits:
-            entry = self.registry.model(name)
-            self._traits[name] = self._family(entry).inspect(entry)
-        return self._traits[name]
+        return self.traits_of(self.registry.model(name))
+
+    def traits_of(self, entry: Entry) -> ModelTraits:
+        """What an entry of the registry is, from its headers. Raises `ModelLoadError`."""
+        key = (entry.table, entry.name)
+        if key not in self._traits:
+            self._traits[key] = self._inspect(entry)
+        return self._traits[key]
+
+    def _inspect(self, entry: Entry) -> ModelTraits:
+        if isinstance(entry, ControlnetEntry):
+            return self._families[entry.family].inspect_controlnet(entry)
+        if isinstance(entry, ModelEntry):
+            return self._family(entry).inspect(entry)
+        raise TypeError(f"nothing is known of {entry.table}")
 
     def catalogue(self) -> list[ModelTraits]:
-        """All models that can be read; for each other one a line in the log says why not."""
+        """All entries that can be read; for each other one a line in the log says why not."""
         found: list[ModelTraits] = []
-        for name in self.registry.models:
+        tables = (self.registry.models, self.registry.controlnets)
+        for entry in (entry for table in tables for entry in table.values()):
             try:
-                found.append(self.traits(name))
+                found.append(self.traits_of(entry))
             except OverpaintError as error:
-                log.warning("model cannot be offered", action="model_refused", model=name, error=str(error))
+                log.warning(
+                    "entry cannot be offered", action="model_refused", entry=f"{entry.table}.{entry.name}",
+                    error=str(error),
+                )  # fmt: skip
         return found
+
+    def controlnet(self, name: str, field: str = "controlnet") -> ControlNet:
+        """The ControlNet, loaded if it is not; `field` is where the spec names it.
+
+        Raises `UnsupportedError`: this engine has none of that name. `ModelLoadError`: it cannot be read.
+        """
+        entry = self.registry.controlnet(name, field)
+        family = self._families[entry.family]
+        return self._controlnets.get(name, lambda: family.load_controlnet(entry, self.device))
 
     def get(
         self,

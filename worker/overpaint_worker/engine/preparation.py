@@ -14,7 +14,8 @@ from overpaint_shared.settings import Limits
 from overpaint_shared.spec.masks import leaves
 from overpaint_worker.engine import canvas, encode, masks, methods, picture, sizing
 from overpaint_worker.engine.canvas import Canvas
-from overpaint_worker.engine.methods import Scene, Start
+from overpaint_worker.engine.geometry import Size
+from overpaint_worker.engine.methods import Hint, Scene, Start, fit_hint
 from overpaint_worker.engine.picture import Picture
 from overpaint_worker.engine.sizing import Fit
 
@@ -28,18 +29,64 @@ class Prepared:
     mask: Tensor | None
     """float32 [H, W] of the canvas, 1 = repaint, before any method grows it; None: everywhere."""
     fit: Fit
+    """From the canvas, or from the region at its working size, to the model's size."""
     start: Start
+    hints: tuple[Hint, ...]
+    """For all ControlNets of the job: the method's, then those of `controls`."""
     notes: tuple[str, ...]
     """What a person should know, for the receipt."""
+    region: Region | None = None
+    """The rectangle that is worked on; None: the whole canvas."""
+    findings: Findings = field(default_factory=Findings)
+    skipped: bool = False
+    """Nothing was found, and the canvas is to be returned as it is."""
 
     @property
     def kept_mask(self) -> Tensor | None:
         """The mask of the result's size: the canvas's, or its centre where the reference crops."""
-        return None if self.mask is None else self.fit.kept(self.mask)
+        return None if self.mask is None else self.kept(self.mask)
+
+    def kept(self, canvas: Tensor) -> Tensor:
+        """What of the canvas [H, W, ...] lies under the result: all, or its centre."""
+        return canvas if self.region else self.fit.kept(canvas)
+
+    def result(self, rendered: Tensor) -> Tensor:
+        """The result [H, W, 3] that a picture [h, w, 3] of the model's size makes; no original put back."""
+        work = self.fit.from_model(rendered)
+        return self.region.stitch(work, self.canvas.rgb) if self.region else work
 
 
-def prepare(spec: JobSpec, inputs: Mapping[str, bytes], limits: Limits) -> Prepared:
-    """Decode and check everything that the pictures tell.
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A job's pictures, decoded, with its canvas made."""
+
+    spec: JobSpec
+    source: Picture
+    canvas: Canvas
+    images: Mapping[str, Tensor]
+    """What the mask's own pictures hold, by the path of the mask."""
+
+    def mask(self, findings: Findings | None = None) -> Tensor | None:
+        """The mask [H, W] on the canvas; None: everywhere. `findings`: what the texts of the job found.
+
+        Raises:
+            MaskError: as `prepare`. NothingToRepaint: nothing was found, which the job wants skipped.
+
+        """
+        if self.spec.mask is None:
+            return None
+        found, size = findings or Findings(), self.canvas.size
+        return masks.build(
+            self.spec.mask, self.source, self.canvas, self.images,
+            lambda _, path: found.mask(path, size.width, size.height),
+            compat=self.spec.compat == "comfyui",
+        )  # fmt: skip
+
+
+def begin(
+    opened: Opened, inputs: Mapping[str, bytes], limits: Limits, findings: Findings | None = None
+) -> Prepared:
+    """Make the mask and the method's start, and check everything that the pictures tell.
 
     `inputs` maps each picture reference of the spec to the encoded file.
 
@@ -49,15 +96,25 @@ def prepare(spec: JobSpec, inputs: Mapping[str, bytes], limits: Limits) -> Prepa
         UnsupportedError: this version does not have the method.
 
     """
-    compat = spec.compat == "comfyui"
-    source, made, mask = open_pictures(spec, inputs, limits)
-    fit = sizing.centre_crop(made.size) if compat else sizing.pad_to_multiple(made.size)
-    scene = Scene(picture=made.rgb, mask=mask, method=spec.method, fit=fit, compat=compat)
-    start = methods.begin(spec.method.kind, scene)
+    spec, made, compat = opened.spec, opened.canvas, opened.spec.compat == "comfyui"
+    try:
+        mask = opened.mask(findings)
+    except masks.NothingToRepaint:
+        return _as_it_was(opened, findings)
+    region = _region(spec, mask, limits)
+    picture_, mask_ = (made.rgb, mask) if region is None else (region.cut(made.rgb), region.cut_mask(_there(mask)))
+    fit = _fit(spec, made, region)
+    start = methods.begin(
+        spec.method.kind, Scene(picture=picture_, mask=mask_, method=spec.method, fit=fit, compat=compat)
+    )
     if start.noise_mask is not None:
         width, height = fit.model
         masks.check_survives(start.noise_mask, width // sizing.MULTIPLE, height // sizing.MULTIPLE)
-    ready = Prepared(source, made, mask, fit, start, source.notes)
+    hints, notes = _hints(spec, inputs, limits, fit)
+    ready = Prepared(
+        opened.source, made, mask, fit, start, (*start.hints, *hints), (*opened.source.notes, *notes),
+        region, findings or Findings(),
+    )  # fmt: skip
     alpha = encode.alpha_out(made.alpha, mask)
     if not spec.finish:
         encode.check(spec.output, fit.output.width, fit.output.height, alpha)
@@ -82,6 +139,27 @@ def open_pictures(
             data = _input(inputs, part.image, where)
             images[path] = picture.load_mask(data, limits, where, part.channel, compat=compat)
     return source, made, masks.build(spec.mask, source, made, images, compat=compat)
+
+
+def _hints(
+    spec: JobSpec, inputs: Mapping[str, bytes], limits: Limits, fit: Fit
+) -> tuple[list[Hint], list[str]]:
+    """What `controls` show their ControlNets, and a note for each that was not made for the canvas."""
+    compat, hints, notes = spec.compat == "comfyui", list[Hint](), list[str]()
+    for i, control in enumerate(spec.controls):
+        field = f"controls[{i}].image"
+        opened = picture.load(_input(inputs, control.image, field), limits, field, compat=compat)
+        size = Size(opened.rgb.shape[1], opened.rgb.shape[0])
+        if size != fit.canvas:
+            notes.append(f"{field} was scaled from {size} to the canvas, {fit.canvas}")
+        hints.append(
+            Hint(
+                controlnet=control.controlnet, picture=fit_hint(opened.rgb, fit, compat=compat),
+                strength=control.strength, start=control.start, end=control.end,
+                field=f"controls[{i}].controlnet",
+            )
+        )  # fmt: skip
+    return hints, notes
 
 
 def _input(inputs: Mapping[str, bytes], reference: str, field: str) -> bytes:

@@ -12,12 +12,15 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
 from overpaint_worker.engine.families.conditioning import TEXT, Conditioning
+
+if TYPE_CHECKING:
+    from overpaint_worker.engine.controls import Control
 
 BUCKETS: Final = (1, 2, 4, 8, 16)
 """Rows of a pass."""
@@ -40,6 +43,8 @@ class Row:
     conditioning: Conditioning
     extra: Tensor | None = None
     """[1, E, h, w]: channels that inpainting models want beside the latent."""
+    controls: tuple[Control, ...] = ()
+    """The ControlNets that act on it at this sigma."""
 
 
 def bucket_of(rows: int) -> int:

@@ -21,7 +21,8 @@ from torch import Tensor
 from overpaint_shared.errors import JobError, UnsupportedError
 from overpaint_shared.job import JobSpec, parse_job
 from overpaint_shared.settings import Limits
-from overpaint_worker.engine.methods import METHODS
+from overpaint_worker.engine.controls import Control
+from overpaint_worker.engine.methods import METHODS, Hint
 from overpaint_worker.engine.packing import Packed, pack
 from overpaint_worker.engine.preparation import Prepared, prepare
 from overpaint_worker.engine.receipt import RECEIPT_VERSION, DeviceInfo, describe_inputs, to_bytes, versions
@@ -32,6 +33,7 @@ from overpaint_worker.engine.trajectory import Trajectory
 if TYPE_CHECKING:
     from overpaint_shared.catalogue import ModelTraits
     from overpaint_worker.engine.families import Model, Work
+    from overpaint_worker.engine.families.controlnet import ControlNet
     from overpaint_worker.engine.models import ModelStore
     from overpaint_worker.protocol import Render
 
@@ -44,7 +46,7 @@ FEATURES: Final = frozenset(
     + [f"sampler:{name}" for name in SAMPLERS]
     + [f"scheduler:{name}" for name in SCHEDULES]
     + ["mask:image", "mask:alpha", "mask:pad", "mask:combine", "clip_skip", "differential"]
-    + ["finish", "preserve", "prompt:weights"]
+    + ["finish", "preserve", "prompt:weights", "controls"]
 )
 """What this engine renders, in the words of `JobSpec.features()`."""
 
@@ -129,16 +131,33 @@ class Session:
         yield "load"
         with self._timed("load"):
             model = load(spec.model)
+        nets: list[ControlNet] = []
+        for hint in ready.hints:
+            yield "load"
+            with self._timed("load"):
+                nets.append(self._house.models.controlnet(hint.controlnet, hint.field))
         yield "condition"
         with self._timed("condition"):
             conditionings = [model.condition(text, clip_skip=spec.clip_skip) for text in self._texts()]
-        px = ready.start.picture.permute(2, 0, 1)[None].contiguous()
-        z0 = self.z0 = yield from self._units("encode", model.encode(px.to(model.device)))
-        self.trajectory = self._begin(model, z0, conditionings)
+        z0 = self.z0 = yield from self._encoded(model, ready.start.picture)
+        masked = yield from self._encoded(model, ready.start.masked)
+        mask = self._latent_mask(_there(z0))
+        extra = model.inpaint_channels(_there(z0), mask, masked)
+        controls = [_control(model, net, hint) for net, hint in zip(nets, ready.hints, strict=True)]
+        self.trajectory = self._begin(
+            model, _there(z0), conditionings, mask=mask, extra=extra, controls=controls
+        )
         began = time.perf_counter()
         self.latent = _there((yield self.trajectory))
         self._seconds["denoise"] = time.perf_counter() - began
         self._rendered = yield from self._units("decode", model.decode(self.latent))
+
+    def _encoded(self, model: Model, picture: Tensor | None) -> Generator[str, Any, Tensor | None]:
+        """The latent of a picture [h, w, 3] of the model's size, where there is one."""
+        if picture is None:
+            return None
+        px = _planes(picture, model)
+        return (yield from self._units("encode", model.encode(px)))
 
     def _units(self, stage: str, work: Work[T]) -> Generator[str, Any, T]:
         while True:
@@ -155,7 +174,7 @@ class Session:
         guided = not math.isclose(_there(self.spec.sampling.cfg), 1.0)
         return [self.spec.prompt, self.spec.negative_prompt] if guided else [self.spec.prompt]
 
-    def _begin(self, model: Model, z0: Tensor, conditionings: list[Any]) -> Trajectory:
+    def _begin(self, model: Model, z0: Tensor, conditionings: list[Any], **more: Any) -> Trajectory:
         sampling = self.spec.sampling
         kind = SAMPLERS[_there(sampling.sampler)]
         sigmas = model.space.sigmas(
@@ -166,8 +185,7 @@ class Session:
             job=self.request.job, model=model, sampler=kind, sigmas=sigmas, z0=z0,
             seed=_there(sampling.seed), positive=conditionings[0],
             negative=conditionings[1] if len(conditionings) > 1 else None, cfg=_there(sampling.cfg),
-            mask=self._latent_mask(z0), differential=sampling.differential,
-            deterministic=sampling.deterministic,
+            differential=sampling.differential, deterministic=sampling.deterministic, **more,
         )  # fmt: skip
 
     def _latent_mask(self, z0: Tensor) -> Tensor | None:
@@ -240,6 +258,20 @@ def resolve(spec: JobSpec, models: ModelStore, limits: Limits) -> JobSpec:
             field="sampling.steps", value=steps, fix=f"use at most {limits.max_steps}",
         )  # fmt: skip
     return spec if spec.sampling.seed is not None else spec.with_seed(secrets.randbelow(SEED_LIMIT))
+
+
+def _control(model: Model, net: ControlNet, hint: Hint) -> Control:
+    """The hint's share of the full schedule, in sigmas."""
+    space = model.space
+    return Control(
+        net=net, hint=_planes(hint.picture, model), strength=hint.strength,
+        first=space.at_percent(hint.start), last=space.at_percent(hint.end),
+    )  # fmt: skip
+
+
+def _planes(picture: Tensor, model: Model) -> Tensor:
+    """[h, w, 3] as [1, 3, h, w] on the model's device."""
+    return picture.permute(2, 0, 1)[None].contiguous().to(model.device)
 
 
 def _describe(traits: ModelTraits) -> dict[str, Any]:

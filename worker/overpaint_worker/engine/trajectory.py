@@ -6,7 +6,7 @@ It knows nothing of other jobs: it says which rows it wants evaluated, and takes
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -17,6 +17,7 @@ from overpaint_worker.engine.sampler import Evaluation, Path, Sampler, SamplerKi
 from overpaint_worker.engine.sampler.brownian import BrownianPath
 
 if TYPE_CHECKING:
+    from overpaint_worker.engine.controls import Control
     from overpaint_worker.engine.families import Model
     from overpaint_worker.engine.families.conditioning import Conditioning
 
@@ -56,7 +57,7 @@ class Trajectory:
         mask: [1, 1, h, w] in 0..1, 1 = repaint; None: everywhere.
         differential: repaint each latent cell only from the time on that its mask value stands for.
         extra: [1, E, h, w]: constant channels of inpainting models.
-        adapters: what changes the weights for this job (LoRAs): jobs of other adapters never share a pass.
+        controls: ControlNets, each between its two sigmas, in the order in which they are summed.
         deterministic: same bits whatever the company.
 
     """
@@ -76,11 +77,12 @@ class Trajectory:
         mask: Tensor | None = None,
         differential: bool = False,
         extra: Tensor | None = None,
-        adapters: Hashable = (),
+        controls: Sequence[Control] = (),
         deterministic: bool = False,
     ) -> None:
         self.job, self.model, self.sigmas, self.z0, self.cfg = job, model, sigmas, z0, cfg
         self.mask, self.differential, self.extra = mask, differential, extra
+        self.controls = tuple(controls)
         self.deterministic = deterministic
         guided = negative is not None and not math.isclose(cfg, 1.0)
         self.conditionings = [negative, positive] if guided and negative is not None else [positive]
@@ -96,7 +98,6 @@ class Trajectory:
         """What the engine had to do differently for want of memory; goes into the receipt."""
         self.result: Tensor | None = None
         self.want: Evaluation | None = None
-        self._adapters = adapters
         self._begin(sampler, seed)
 
     def _begin(self, kind: SamplerKind, seed: int) -> None:
@@ -146,7 +147,7 @@ class Trajectory:
         extra = None if self.extra is None else self.extra.shape[1]
         exact = self.tokens if self.deterministic else None
         shape = tuple(self.z0.shape[1:])
-        return (id(self.model), self._adapters, shape, self.conditionings[-1].signature(), extra, exact)
+        return (id(self.model), shape, self.conditionings[-1].signature(), extra, exact)
 
     @property
     def curve(self) -> Hashable:
@@ -157,7 +158,9 @@ class Trajectory:
         """What it wants evaluated now."""
         if self.want is None:
             raise ValueError(f"the trajectory of {self.job} has ended")
-        return [Row(self._x, self.want.sigma, c, self.extra) for c in self.conditionings]
+        sigma = self.want.sigma
+        acting = tuple(control for control in self.controls if control.acts_at(sigma))
+        return [Row(self._x, sigma, c, self.extra, acting) for c in self.conditionings]
 
     def advance(self, denoised: Tensor, company: int = 1) -> None:
         """Take the rows' denoised latents [row_count, C, h, w], of a pass that `company` jobs shared."""

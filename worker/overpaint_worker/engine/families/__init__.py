@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from overpaint_shared.errors import UnsupportedError
 from overpaint_worker.engine.families.conditioning import Conditioning
+from overpaint_worker.registry import FamilyName
 
 if TYPE_CHECKING:
     from overpaint_shared.catalogue import ModelTraits
+    from overpaint_worker.engine.families.controlnet import ControlNet
     from overpaint_worker.engine.families.weights import HashCache
     from overpaint_worker.engine.space import Space
-    from overpaint_worker.registry import ModelEntry
+    from overpaint_worker.registry import ControlnetEntry, ModelEntry
 
 __all__ = ["Conditioning", "Family", "Model", "Residuals", "Work", "family", "finish"]
 
@@ -50,6 +53,10 @@ class Residuals:
 
     down: tuple[Tensor, ...]
     mid: Tensor
+
+    def row(self, i: int) -> Residuals:
+        """Those of one row, the rows' dimension kept; no copies."""
+        return Residuals(tuple(tensor[i : i + 1] for tensor in self.down), self.mid[i : i + 1])
 
 
 class Model(Protocol):
@@ -121,9 +128,31 @@ class Model(Protocol):
         """
         ...
 
+    def control(
+        self,
+        net: ControlNet,
+        x: Tensor,
+        sigma: Tensor,
+        conditioning: Mapping[str, Tensor],
+        hints: Tensor,
+    ) -> Residuals:
+        """What a ControlNet adds to `denoise` of the same rows, at strength 1.
+
+        `hints` [R, 3, scale_factor * h, scale_factor * w] are fed as they are.
+        """
+        ...
+
+    def inpaint_channels(self, z0: Tensor, mask: Tensor | None, masked: Tensor | None) -> Tensor | None:
+        """What `denoise` wants as `extra` for one row [1, extra_channels, h, w]; None: it wants nothing.
+
+        `z0` [1, C, h, w] is the picture's latent, `mask` [1, 1, h, w] where noise acts (None: everywhere),
+        `masked` [1, C, h, w] the latent of the picture without what the mask hides (None: there is none).
+        """
+        ...
+
 
 class Family(Protocol):
-    """Loads one kind of model."""
+    """Loads one kind of model, and what goes with it."""
 
     name: str
 
@@ -135,20 +164,27 @@ class Family(Protocol):
         """Read the weights onto `device`. `dtype` None: as the entry says. Raises `ModelLoadError`."""
         ...
 
+    def inspect_controlnet(self, entry: ControlnetEntry) -> ModelTraits:
+        """As `inspect`, of a ControlNet."""
+        ...
 
-FAMILIES: Sequence[str] = ("sd",)
+    def load_controlnet(self, entry: ControlnetEntry, device: torch.device | str) -> ControlNet:
+        """Read a ControlNet onto `device`. Raises `ModelLoadError`."""
+        ...
+
+
+FAMILIES: Final[Sequence[str]] = get_args(FamilyName)
 
 
 def family(name: str, hashes: HashCache | None = None) -> Family:
-    """The family of that name; `hashes` remembers digests between runs.
+    """The family of that name, `FAMILY` of its own module; `hashes` remembers digests between runs.
 
     Raises `UnsupportedError`: this version has no such family.
     """
-    if name == "sd":
-        from overpaint_worker.engine.families.sd import SdFamily
-
-        return SdFamily(hashes)
-    raise UnsupportedError(
-        f"this version renders no models of the family {name!r}",
-        field="family", value=name, fix=f"use one of: {', '.join(FAMILIES)}",
-    )  # fmt: skip
+    if name not in FAMILIES:
+        raise UnsupportedError(
+            f"this version renders no models of the family {name!r}",
+            field="family", value=name, fix=f"use one of: {', '.join(FAMILIES)}",
+        )  # fmt: skip
+    made: Family = import_module(f"{__name__}.{name}").FAMILY(hashes)
+    return made

@@ -19,7 +19,10 @@ from torch.nn import Module
 from overpaint_shared.errors import ModelLoadError
 from overpaint_shared.spec.fields import nearest
 from overpaint_worker.engine.families.weights import Header, locate, part_files, read_header, read_json
-from overpaint_worker.registry import Entry, ModelEntry, Prediction
+from overpaint_worker.registry import ControlnetEntry, Entry, ModelEntry, Prediction, VaeEntry
+
+Configured = ModelEntry | ControlnetEntry | VaeEntry
+"""Entries that may name a configuration."""
 
 CONFIGS: Final = Path(__file__).parent / "configs"
 """Architectures that single files are read as, shipped with the worker."""
@@ -145,9 +148,20 @@ def config_folder(entry: ModelEntry, header: Header) -> Path:
 
     Raises `ModelLoadError`: there is no such configuration, or none is named and the shapes fit none.
     """
+    return named_config(entry, None if entry.config else _guessed(entry, header))
+
+
+def named_config(entry: Configured, guess: str | None) -> Path:
+    """The folder that `config` names; where it names none, the shipped one called `guess`.
+
+    Raises `ModelLoadError`: there is none of that name, or neither a name nor a guess.
+    """
     shipped = {path.name: path for path in sorted(CONFIGS.iterdir()) if path.is_dir()}
     if entry.config is None:
-        return shipped[_guessed(entry, header)]
+        if guess in shipped:
+            return shipped[guess]
+        message = "its shapes fit no shipped configuration"
+        raise _error(entry, message, "name a folder of JSON by `config`", "config")
     folder = entry.base / Path(entry.config).expanduser()
     if entry.config not in shipped and not folder.is_dir():
         close = nearest(entry.config, shipped)
@@ -157,7 +171,7 @@ def config_folder(entry: ModelEntry, header: Header) -> Path:
     return shipped.get(entry.config, folder)
 
 
-def _guessed(entry: ModelEntry, header: Header) -> str:
+def _guessed(entry: ModelEntry, header: Header) -> str | None:
     """By the width of the text that cross-attention reads. SD 2's two predictions have the same shapes."""
     width = _width(entry, [header], _SINGLE_CONTEXT)
     if width == 768:
@@ -167,9 +181,7 @@ def _guessed(entry: ModelEntry, header: Header) -> str:
     if width == 1024:
         fix = 'write config = "sd21-v" (768 pixel models) or config = "sd21" (512 pixel base)'
         raise _error(entry, "a Stable Diffusion 2.x file does not say what it predicts", fix, "config")
-    raise _error(
-        entry, "its shapes fit no shipped configuration", "name a folder of JSON by `config`", "config"
-    )
+    return None
 
 
 def _told(metadata: Mapping[str, str]) -> Prediction | None:
@@ -197,7 +209,7 @@ def read_parts(found: Checkpoint, dtype: torch.dtype) -> Parts:
     Raises `ModelLoadError`: weights are missing, or do not fit the configuration.
     """
     try:
-        with _quiet():
+        with quiet():
             parts = _from_file(found, dtype) if found.single else _from_folder(found, dtype)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as cause:
         message = f"the weights do not fit their configuration: {cause}"
@@ -261,8 +273,21 @@ def _from_file(found: Checkpoint, dtype: torch.dtype) -> Parts:
     )  # fmt: skip
 
 
+def place(network: Module, device: torch.device) -> None:
+    """Move the weights, on a CPU too: out of the mapped file and into memory of their own.
+
+    In the file they lie at odd addresses, where some kernels sum in another order, so that the same weights
+    from another layout would give other bits. Nor may a file that is replaced pull them away.
+    """
+    if device.type != "cpu":
+        network.to(device)
+        return
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the loaders' progress bars, and without their reports of weights that they have no use for."""
     from transformers.utils.logging import disable_progress_bar
 

@@ -7,22 +7,29 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from overpaint_shared.catalogue import ModelTraits
 from overpaint_shared.errors import ModelLoadError
 from overpaint_worker.engine.families import Residuals, Work
 from overpaint_worker.engine.families.clip import VOCABULARY, ClipText
 from overpaint_worker.engine.families.conditioning import TEXT, Conditioning
-from overpaint_worker.engine.families.loading import Checkpoint, Parts, read_parts, survey
+from overpaint_worker.engine.families.controlnet import (
+    ControlNet,
+    ControlnetFiles,
+    load_controlnet,
+    survey_controlnet,
+)
+from overpaint_worker.engine.families.loading import Checkpoint, Parts, place, read_parts, survey
 from overpaint_worker.engine.families.vae import SCALE_FACTOR, Tiling, Vae
-from overpaint_worker.engine.families.weights import HashCache
+from overpaint_worker.engine.families.weights import HashCache, checked_digest
 from overpaint_worker.engine.space import DiscreteSpace
-from overpaint_worker.registry import ModelEntry
+from overpaint_worker.registry import ControlnetEntry, ModelEntry
 
 if TYPE_CHECKING:
     from overpaint_worker.engine.space import Space
 
+_GREY_LATENT: Final = (0.8223, -0.6876, 0.6364, 0.1380)
+"""What Stable Diffusion's own VAE makes of grey, scaled."""
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -101,6 +108,31 @@ class SdModel:
         )[0]
         return self.space.denoised(out.to(torch.float32), x, sigma)
 
+    def control(
+        self,
+        net: ControlNet,
+        x: Tensor,
+        sigma: Tensor,
+        conditioning: Mapping[str, Tensor],
+        hints: Tensor,
+    ) -> Residuals:
+        """See `Model.control`: the net is shown what the UNet is shown, without inpainting channels."""
+        seen = self.space.scale_input(x, sigma)
+        return net.residuals(seen, self.space.timestep(sigma), conditioning[TEXT], hints)
+
+    def inpaint_channels(self, z0: Tensor, mask: Tensor | None, masked: Tensor | None) -> Tensor | None:
+        """[1, 5, h, w] of an inpainting model: the mask rounded half to even, then the masked latent.
+
+        Without a masked latent the picture's own takes its place; without a mask all is masked: ones, and the
+        latent of plain grey.
+        """
+        if self.extra_channels == 0:
+            return None
+        if mask is None:
+            grey = z0.new_tensor(_GREY_LATENT).view(1, -1, 1, 1).expand_as(z0)
+            return torch.cat([torch.ones_like(z0[:, :1]), grey], dim=1)
+        return torch.cat([torch.round(mask).to(z0), z0 if masked is None else masked.to(z0)], dim=1)
+
 
 def _residual_options(residuals: Residuals | None, dtype: torch.dtype) -> dict[str, Any]:
     if residuals is None:
@@ -150,27 +182,33 @@ class SdFamily:
         """
         found = survey(entry)
         self._checked_digest(found)
-        place = torch.device(device)
-        parts = read_parts(found, dtype or compute_dtype(entry.dtype, place))
+        where = torch.device(device)
+        parts = read_parts(found, dtype or compute_dtype(entry.dtype, where))
         _check_vocabulary(entry, parts)
         if entry.text_encoder_dtype == "float16":
             parts.text_encoder.half().float()
         for network in (parts.unet, parts.vae, parts.text_encoder):
-            _place(network, place)
+            place(network, where)
         return SdModel(entry.name, parts, space_of(found), tiling)
 
-    def _checked_digest(self, found: Checkpoint) -> str:
-        """The file's own digest, or a folder's: that of the lines that `sha256sum` prints for its weights."""
-        digest = self._hashes.sha256(found.root) if found.single else self._hashes.digest(found.files)
-        wanted = found.entry.sha256
-        if wanted not in (None, digest):
-            raise ModelLoadError(
-                f"{found.entry.name}: the registry pins other weights; the sha256 of these is {digest}",
-                field=found.entry.field("sha256"),
-                value=wanted,
-                fix="fetch the right weights, or correct sha256",
-            )
-        return digest
+    def inspect_controlnet(self, entry: ControlnetEntry) -> ModelTraits:
+        """What a ControlNet's weights are. Raises `ModelLoadError`, as `inspect`."""
+        found = survey_controlnet(entry)
+        return ModelTraits(
+            name=entry.name, kind="controlnet", family=self.name, sha256=self._checked_digest(found),
+            context_width=found.context_width,
+        )  # fmt: skip
+
+    def load_controlnet(self, entry: ControlnetEntry, device: torch.device | str) -> ControlNet:
+        """Read a ControlNet onto `device`. Raises `ModelLoadError`."""
+        found = survey_controlnet(entry)
+        self._checked_digest(found)
+        where = torch.device(device)
+        return load_controlnet(found, where, compute_dtype(entry.dtype, where))
+
+    def _checked_digest(self, found: Checkpoint | ControlnetFiles) -> str:
+        """Raises `ModelLoadError`: the registry pins another."""
+        return checked_digest(self._hashes, found.entry, found.files, single=found.single)
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -202,19 +240,6 @@ def space_of(found: Checkpoint) -> DiscreteSpace:
         beta_end=float(scheduler.get("beta_end", 0.012)),
         length=int(scheduler.get("num_train_timesteps", 1000)),
     )
-
-
-def _place(network: Module, device: torch.device) -> None:
-    """Move the weights, on a CPU too: out of the mapped file and into memory of their own.
-
-    In the file they lie at odd addresses, where some kernels sum in another order, so that the same weights
-    from another layout would give other bits. Nor may a file that is replaced pull them away.
-    """
-    if device.type != "cpu":
-        network.to(device)
-        return
-    for tensor in (*network.parameters(), *network.buffers()):
-        tensor.data = tensor.data.clone()
 
 
 def _check_vocabulary(entry: ModelEntry, parts: Parts) -> None:

@@ -198,6 +198,20 @@ class HashCache:
         Path(file.name).replace(self._path)
 
 
+def checked_digest(hashes: HashCache, entry: Entry, files: Mapping[str, Path], *, single: bool) -> str:
+    """A single file's own digest, or a folder's: that of the lines that `sha256sum` prints for its weights.
+
+    Raises `ModelLoadError`: the registry pins another.
+    """
+    digest = hashes.sha256(*files.values()) if single else hashes.digest(files)
+    if entry.sha256 not in (None, digest):
+        raise ModelLoadError(
+            f"{entry.name}: the registry pins other weights; the sha256 of these is {digest}",
+            field=entry.field("sha256"), value=entry.sha256, fix="fetch the right weights, or correct sha256",
+        )  # fmt: skip
+    return digest
+
+
 def _read_known(path: Path | None) -> dict[str, list[Any]]:
     """What an earlier run wrote; a damaged file is as good as none."""
     try:

@@ -9,17 +9,25 @@ from __future__ import annotations
 from typing import Final
 
 from overpaint_shared.errors import UnsupportedError
-from overpaint_worker.engine.methods import img2img, latent_noise_mask, vae_encode_inpaint
-from overpaint_worker.engine.methods.base import Begin, Scene, Start
+from overpaint_worker.engine.methods import (
+    controlnet_inpaint,
+    img2img,
+    inpaint_model,
+    latent_noise_mask,
+    vae_encode_inpaint,
+)
+from overpaint_worker.engine.methods.base import Begin, Hint, Scene, Start, fit_hint
 
 METHODS: Final[dict[str, Begin]] = {
     "img2img": img2img.begin,
     "vae_encode_inpaint": vae_encode_inpaint.begin,
     "latent_noise_mask": latent_noise_mask.begin,
+    "controlnet_inpaint": controlnet_inpaint.begin,
+    "inpaint_model": inpaint_model.begin,
 }
 """By the spec's `method.kind`."""
 
-__all__ = ["METHODS", "Scene", "Start", "begin"]
+__all__ = ["METHODS", "Hint", "Scene", "Start", "begin", "fit_hint"]
 
 
 def begin(kind: str, scene: Scene) -> Start:
