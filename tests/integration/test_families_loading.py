@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from overpaint_shared.errors import ModelLoadError, UnsupportedError
 from overpaint_worker.engine.families import family, finish
 from overpaint_worker.engine.families.loading import CONFIGS, config_folder, survey
-from overpaint_worker.engine.families.sd import SdFamily, SdModel, compute_dtype
+from overpaint_worker.engine.families.sd import LAYOUT, SdFamily, SdModel, compute_dtype
 from overpaint_worker.engine.families.weights import HashCache, Header, TensorInfo, read_header
 from overpaint_worker.registry import ModelEntry, Registry
 
@@ -350,24 +350,24 @@ def header(width: int, **metadata: str) -> Header:
 
 
 def test_a_single_file_without_config_is_told_by_its_shapes() -> None:
-    assert config_folder(entry("a.safetensors"), header(768)).name == "sd15"
-    assert config_folder(entry("a.safetensors", prediction="v"), header(1024)).name == "sd21"
+    assert config_folder(entry("a.safetensors"), LAYOUT, header(768)).name == "sd15"
+    assert config_folder(entry("a.safetensors", prediction="v"), LAYOUT, header(1024)).name == "sd21"
     for width in (1024, 2048):
         with pytest.raises(ModelLoadError) as caught:
-            config_folder(entry("a.safetensors"), header(width))
+            config_folder(entry("a.safetensors"), LAYOUT, header(width))
         assert caught.value.field == "models.it.config"
 
 
 def test_an_unknown_config_is_refused_with_the_nearest() -> None:
     with pytest.raises(ModelLoadError, match="did you mean 'sd21-v'"):
-        config_folder(entry("a.safetensors", config="sd21_v"), header(1024))
+        config_folder(entry("a.safetensors", config="sd21_v"), LAYOUT, header(1024))
 
 
 def test_half_precision_files_are_found_where_there_are_no_others(folder: Path) -> None:
     for path in folder.glob("*/*.safetensors"):
         path.rename(path.with_suffix(".fp16.safetensors"))
 
-    found = survey(entry(folder))
+    found = survey(entry(folder), LAYOUT)
 
     assert set(found.variants.values()) == {"fp16"}
     SdFamily().load(entry(folder), "cpu")
@@ -389,7 +389,7 @@ def test_sharded_weights_load_and_count_in_the_digest(folder: Path) -> None:
     model = SdFamily().load(entry(folder), "cpu")
 
     assert torch.equal(model._unet.conv_in.weight, tensors["conv_in.weight"])
-    assert {"unet/part-0.safetensors", "unet/part-1.safetensors"} < set(survey(entry(folder)).files)
+    assert {"unet/part-0.safetensors", "unet/part-1.safetensors"} < set(survey(entry(folder), LAYOUT).files)
     index.write_text(
         json.dumps({"weight_map": {"conv_in.weight": "../vae/diffusion_pytorch_model.safetensors"}})
     )

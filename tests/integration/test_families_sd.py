@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from overpaint_shared.errors import JobError, UnsupportedError
 from overpaint_worker.engine.families import Residuals, finish
-from overpaint_worker.engine.families.clip import ClipText, tokenize
+from overpaint_worker.engine.families.clip import ClipEncoder, ClipText, tokenize
 from overpaint_worker.engine.families.conditioning import Conditioning, ConditioningCache
 from overpaint_worker.engine.families.sd import SdFamily, SdModel
 from overpaint_worker.registry import Registry
@@ -249,7 +249,7 @@ def test_an_open_clip_encoder_is_padded_with_zeros(encoder: CLIPTextModel) -> No
         return SimpleNamespace(last_hidden_state=torch.zeros(*input_ids.shape, 4))
 
     fake.config = SimpleNamespace(hidden_act="gelu", num_hidden_layers=1)  # type: ignore[attr-defined]
-    ClipText(fake, torch.device("cpu")).condition("a hat")  # type: ignore[arg-type]
+    ClipText(ClipEncoder(fake, torch.device("cpu"))).condition("a hat")  # type: ignore[arg-type]
 
     assert seen[0].tolist() == [[START, *tokenize("a hat"), END, *[0] * 73]]
 

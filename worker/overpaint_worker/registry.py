@@ -26,7 +26,8 @@ from overpaint_shared.explain import problems as explained
 from overpaint_shared.spec.fields import Part, is_name, nearest
 from overpaint_shared.spec.sampling import ModelDefaults
 
-FamilyName = Literal["sd"]
+FamilyName = Literal["sd", "sdxl"]
+"""Each the name of its module in `engine.families`."""
 Prediction = Literal["epsilon", "v"]
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 TextDtypeName = Literal["auto", "float32", "float16"]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
+
+from overpaint_worker.engine.families.vae import SCALE_FACTOR
 
 TEXT = "text"
 """The tensor [1, tokens, D] that cross-attention reads; the only one whose length may differ between rows."""
+POOLED = "pooled"
+"""The tensor [1, P] that stands for the whole prompt, of families that want one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +41,24 @@ class Conditioning:
     def nbytes(self) -> int:
         """Memory that the tensors hold."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def network_options(conditioning: Mapping[str, Tensor], seen: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+    """Rows of conditioning as diffusers' UNets and ControlNets take them, with the rows' latents `seen`.
+
+    A family with a pooled text is told sizes too: height and width of the picture it came from, of what was
+    cropped at the top and left, and of the picture to be made. As in the reference, both pictures are the one
+    in work and nothing was cropped; so the sizes follow from the latent, and always fit it.
+    """
+    options: dict[str, Any] = {"encoder_hidden_states": conditioning[TEXT].to(dtype)}
+    if POOLED in conditioning:
+        height, width = (side * SCALE_FACTOR for side in seen.shape[-2:])
+        sizes = seen.new_tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+        options["added_cond_kwargs"] = {
+            "text_embeds": conditioning[POOLED].to(dtype),
+            "time_ids": sizes.expand(len(seen), -1),
+        }
+    return options
 
 
 def _fixed_shape(name: str, tensor: Tensor) -> tuple[int, ...]:

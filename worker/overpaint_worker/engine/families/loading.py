@@ -1,4 +1,4 @@
-"""Reading a Stable Diffusion checkpoint's parts, from a diffusers folder or a single file. Never asks a hub.
+"""Reading a checkpoint's parts, from a diffusers folder or a single file. Never asks a hub.
 
 Both layouts go through the libraries' own loaders; what they would let pass with a warning (weights that are
 missing or of another shape) is an error here.
@@ -7,7 +7,7 @@ missing or of another shape) is an error here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,18 +27,18 @@ Configured = ModelEntry | ControlnetEntry | VaeEntry
 CONFIGS: Final = Path(__file__).parent / "configs"
 """Architectures that single files are read as, shipped with the worker."""
 
-PARTS: Final = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+STEMS: Final = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
 """A diffusers folder's parts and what their weight files are called."""
 
-_SINGLE_PREFIXES: Final = {
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-    "text_encoder": "cond_stage_model.",
-}
+_TELLING: Final = {"text_encoder_2", "text_encoder_3", "transformer"}
+"""Parts that tell families apart."""
 _FOLDER_INPUT: Final = "conv_in.weight"
-_FOLDER_CONTEXT: Final = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 _SINGLE_INPUT: Final = "model.diffusion_model.input_blocks.0.0.weight"
-_SINGLE_CONTEXT: Final = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 _PREDICTIONS: Final[dict[str, Prediction]] = {
     "epsilon": "epsilon",
     "eps": "epsilon",
@@ -47,11 +47,34 @@ _PREDICTIONS: Final[dict[str, Prediction]] = {
 }
 
 
+Guess = Callable[[ModelEntry, int, Prediction | None], str | None]
+"""The shipped configuration of a single file: by its entry, the width of its text, and what it says that it
+predicts. None: none fits. Raises `ModelLoadError`: the shapes alone do not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the checkpoints of a family are laid out."""
+
+    title: str
+    """For messages."""
+    prefixes: Mapping[str, str]
+    """The parts, and how the names of their tensors begin in a single file."""
+    folder_context: str
+    """A weight of cross-attention, whose second dimension is the width of the text; in a folder's UNet."""
+    single_context: str
+    """The same in a single file."""
+    guess: Guess
+    careful_vae: bool = False
+    """Its VAE overflows in float16, so there it computes in float32, unless `force_upcast` is off."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """What headers and configurations tell of a checkpoint."""
 
     entry: ModelEntry
+    layout: Layout
     root: Path
     """The diffusers folder, or the single file."""
     config: Path
@@ -82,32 +105,40 @@ class Parts:
     """`AutoencoderKL`"""
     text_encoder: Module
     """`CLIPTextModel`"""
+    text_encoder_2: Module | None = None
+    """`CLIPTextModelWithProjection`"""
+
+    @property
+    def text_encoders(self) -> list[Module]:
+        """In the order in which their states are joined."""
+        return [each for each in (self.text_encoder, self.text_encoder_2) if each is not None]
 
 
-def survey(entry: ModelEntry) -> Checkpoint:
+def survey(entry: ModelEntry, layout: Layout) -> Checkpoint:
     """Read the headers and configurations.
 
     Raises `ModelLoadError`: something is missing, damaged, a pickle, or of another family.
     """
     root = locate(entry)
-    return _survey_file(entry, root) if root.is_file() else _survey_folder(entry, root)
+    return (_survey_file if root.is_file() else _survey_folder)(entry, layout, root)
 
 
-def _survey_folder(entry: ModelEntry, root: Path) -> Checkpoint:
-    if (root / "text_encoder_2").exists() or (root / "transformer").exists():
-        raise _error(entry, "this is no Stable Diffusion 1.x or 2.x model", "name its own family", "family")
-    found = {part: part_files(root, part, stem, entry) for part, stem in PARTS.items()}
+def _survey_folder(entry: ModelEntry, layout: Layout, root: Path) -> Checkpoint:
+    if any((root / part).exists() != (part in layout.prefixes) for part in _TELLING):
+        raise _error(entry, f"this is no {layout.title} model", "name its own family", "family")
+    found = {part: part_files(root, part, STEMS[part], entry) for part in layout.prefixes}
     headers = {path: read_header(path, entry) for files in found.values() for path in files.files}
     unet = [headers[path] for path in found["unet"].files]
     scheduler = read_json(root / "scheduler" / "scheduler_config.json", entry)
     return Checkpoint(
         entry=entry,
+        layout=layout,
         root=root,
         config=root,
         files={path.relative_to(root).as_posix(): path for path in headers},
         variants={part: files.variant for part, files in found.items()},
         in_channels=_width(entry, unet, _FOLDER_INPUT),
-        context_width=_width(entry, unet, _FOLDER_CONTEXT),
+        context_width=_width(entry, unet, layout.folder_context),
         prediction=_prediction(entry, scheduler),
         scheduler=scheduler,
     )
@@ -121,34 +152,37 @@ def _width(entry: ModelEntry, headers: Iterable[Header], name: str) -> int:
     raise _error(entry, f"its UNet has no {name}", "name its own family, or fetch the model again")
 
 
-def _survey_file(entry: ModelEntry, path: Path) -> Checkpoint:
+def _survey_file(entry: ModelEntry, layout: Layout, path: Path) -> Checkpoint:
     header = read_header(path, entry)
-    for part, prefix in _SINGLE_PREFIXES.items():
+    for part, prefix in layout.prefixes.items():
         if not any(name.startswith(prefix) for name in header.tensors):
-            raise _error(
-                entry, f"{path.name} holds no {part} of Stable Diffusion 1.x or 2.x", "use a whole checkpoint"
-            )
-    config = config_folder(entry, header)
+            fix = "use a whole checkpoint, or name its own family"
+            raise _error(entry, f"{path.name} holds no {part} of {layout.title}", fix)
+    config = config_folder(entry, layout, header)
     scheduler = read_json(config / "scheduler" / "scheduler_config.json", entry)
     return Checkpoint(
         entry=entry,
+        layout=layout,
         root=path,
         config=config,
         files={path.name: path},
         variants={},
         in_channels=_width(entry, [header], _SINGLE_INPUT),
-        context_width=_width(entry, [header], _SINGLE_CONTEXT),
+        context_width=_width(entry, [header], layout.single_context),
         prediction=_prediction(entry, scheduler, header.metadata),
         scheduler=scheduler,
     )
 
 
-def config_folder(entry: ModelEntry, header: Header) -> Path:
+def config_folder(entry: ModelEntry, layout: Layout, header: Header) -> Path:
     """The JSON configurations that a single file is read as: a shipped one by name, or a folder.
 
     Raises `ModelLoadError`: there is no such configuration, or none is named and the shapes fit none.
     """
-    return named_config(entry, None if entry.config else _guessed(entry, header))
+    if entry.config is not None:
+        return named_config(entry, None)
+    width = _width(entry, [header], layout.single_context)
+    return named_config(entry, layout.guess(entry, width, _told(header.metadata)))
 
 
 def named_config(entry: Configured, guess: str | None) -> Path:
@@ -171,19 +205,6 @@ def named_config(entry: Configured, guess: str | None) -> Path:
     return shipped.get(entry.config, folder)
 
 
-def _guessed(entry: ModelEntry, header: Header) -> str | None:
-    """By the width of the text that cross-attention reads. SD 2's two predictions have the same shapes."""
-    width = _width(entry, [header], _SINGLE_CONTEXT)
-    if width == 768:
-        return "sd15"
-    if width == 1024 and (entry.prediction or _told(header.metadata)):
-        return "sd21"
-    if width == 1024:
-        fix = 'write config = "sd21-v" (768 pixel models) or config = "sd21" (512 pixel base)'
-        raise _error(entry, "a Stable Diffusion 2.x file does not say what it predicts", fix, "config")
-    return None
-
-
 def _told(metadata: Mapping[str, str]) -> Prediction | None:
     return _PREDICTIONS.get(metadata.get("modelspec.prediction_type", ""))
 
@@ -204,7 +225,7 @@ def _prediction(
 
 
 def read_parts(found: Checkpoint, dtype: torch.dtype) -> Parts:
-    """Load the networks on the CPU: UNet and VAE in `dtype`, the text encoder in float32.
+    """Load the networks on the CPU: UNet and VAE in `dtype`, the text encoders in float32.
 
     Raises `ModelLoadError`: weights are missing, or do not fit the configuration.
     """
@@ -214,7 +235,7 @@ def read_parts(found: Checkpoint, dtype: torch.dtype) -> Parts:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as cause:
         message = f"the weights do not fit their configuration: {cause}"
         raise _error(found.entry, message, "check `config`, or fetch the model again") from cause
-    for name in PARTS:
+    for name in found.layout.prefixes:
         network: Module = getattr(parts, name)
         missing = [key for key, tensor in network.named_parameters() if tensor.is_meta]
         _refuse(found.entry, name, missing)
@@ -228,13 +249,30 @@ def _refuse(entry: Entry, part: str, missing: list[str]) -> None:
         raise _error(entry, f"weights of the {part} are missing: {names}", "fetch the model again")
 
 
-def _from_folder(found: Checkpoint, dtype: torch.dtype) -> Parts:
+def _vae_dtype(found: Checkpoint, dtype: torch.dtype) -> torch.dtype:
+    if dtype != torch.float16 or not found.layout.careful_vae:
+        return dtype
+    config = read_json(found.config / "vae" / "config.json", found.entry)
+    return torch.float32 if config.get("force_upcast", True) else dtype
+
+
+def _kinds() -> dict[str, Any]:
+    """The class of each part."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from transformers.models.clip.modeling_clip import CLIPTextModel
+    from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
-    def load(kind: Any, part: str, **dtype_option: torch.dtype) -> Any:
-        network, info = kind.from_pretrained(
+    return {
+        "unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+    }  # fmt: skip
+
+
+def _from_folder(found: Checkpoint, dtype: torch.dtype) -> Parts:
+    kinds = _kinds()
+
+    def load(part: str, **dtype_option: torch.dtype) -> Any:
+        network, info = kinds[part].from_pretrained(
             str(found.root), subfolder=part, variant=found.variants[part], use_safetensors=True,
             local_files_only=True, output_loading_info=True, **dtype_option,
         )  # fmt: skip
@@ -242,35 +280,38 @@ def _from_folder(found: Checkpoint, dtype: torch.dtype) -> Parts:
         return network
 
     return Parts(
-        unet=load(UNet2DConditionModel, "unet", torch_dtype=dtype),
-        vae=load(AutoencoderKL, "vae", torch_dtype=dtype),
-        text_encoder=load(CLIPTextModel, "text_encoder", dtype=torch.float32),
+        unet=load("unet", torch_dtype=dtype),
+        vae=load("vae", torch_dtype=_vae_dtype(found, dtype)),
+        **{part: load(part, dtype=torch.float32) for part in _text_parts(found)},
     )
 
 
 def _from_file(found: Checkpoint, dtype: torch.dtype) -> Parts:
     from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from safetensors.torch import load_file
-    from transformers.models.clip.modeling_clip import CLIPTextModel
 
-    tensors = load_file(found.root)
-    config = str(found.config)
+    kinds, tensors, config = _kinds(), load_file(found.root), str(found.config)
 
-    def load(kind: Any, part: str, **more: Any) -> Any:
-        return kind.from_single_file(
+    def load(part: str, dtype: torch.dtype, **more: Any) -> Any:
+        return kinds[part].from_single_file(
             dict(tensors), config=config, subfolder=part, local_files_only=True, torch_dtype=dtype, **more
         )
 
+    def load_text(part: str) -> Any:
+        return create_diffusers_clip_model_from_ldm(  # type: ignore[no-untyped-call]
+            kinds[part], dict(tensors), subfolder=part, config=config, torch_dtype=torch.float32,
+            local_files_only=True,
+        )  # fmt: skip
+
     return Parts(
-        unet=load(UNet2DConditionModel, "unet", in_channels=found.in_channels),
-        vae=load(AutoencoderKL, "vae"),
-        text_encoder=create_diffusers_clip_model_from_ldm(  # type: ignore[no-untyped-call]
-            CLIPTextModel, dict(tensors), subfolder="text_encoder", config=config,
-            torch_dtype=torch.float32, local_files_only=True,
-        ),
-    )  # fmt: skip
+        unet=load("unet", dtype, in_channels=found.in_channels),
+        vae=load("vae", _vae_dtype(found, dtype)),
+        **{part: load_text(part) for part in _text_parts(found)},
+    )
+
+
+def _text_parts(found: Checkpoint) -> list[str]:
+    return [part for part in found.layout.prefixes if part.startswith("text_encoder")]
 
 
 def place(network: Module, device: torch.device) -> None:

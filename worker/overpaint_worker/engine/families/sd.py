@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import torch
 from torch import Tensor
 
 from overpaint_shared.catalogue import ModelTraits
 from overpaint_shared.errors import ModelLoadError
+from overpaint_shared.spec.sampling import ModelDefaults
 from overpaint_worker.engine.families import Residuals, Work
-from overpaint_worker.engine.families.clip import VOCABULARY, ClipText
-from overpaint_worker.engine.families.conditioning import TEXT, Conditioning
+from overpaint_worker.engine.families.clip import VOCABULARY, ClipEncoder, ClipText
+from overpaint_worker.engine.families.conditioning import Conditioning, network_options
 from overpaint_worker.engine.families.controlnet import (
     ControlNet,
     ControlnetFiles,
     load_controlnet,
     survey_controlnet,
 )
-from overpaint_worker.engine.families.loading import Checkpoint, Parts, place, read_parts, survey
+from overpaint_worker.engine.families.loading import Checkpoint, Layout, Parts, place, read_parts, survey
 from overpaint_worker.engine.families.vae import SCALE_FACTOR, Tiling, Vae
 from overpaint_worker.engine.families.weights import HashCache, checked_digest
 from overpaint_worker.engine.space import DiscreteSpace
-from overpaint_worker.registry import ControlnetEntry, ModelEntry
+from overpaint_worker.registry import ControlnetEntry, ModelEntry, Prediction
 
 if TYPE_CHECKING:
     from overpaint_worker.engine.space import Space
@@ -33,8 +34,35 @@ _GREY_LATENT: Final = (0.8223, -0.6876, 0.6364, 0.1380)
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+def _guessed(entry: ModelEntry, width: int, told: Prediction | None) -> str | None:
+    """SD 2's two predictions have the same shapes."""
+    if width == 1024 and not (entry.prediction or told):
+        raise ModelLoadError(
+            f"{entry.name}: a Stable Diffusion 2.x file does not say what it predicts",
+            field=entry.field("config"),
+            fix='write config = "sd21-v" (768 pixel models) or config = "sd21" (512 pixel base)',
+        )
+    return {768: "sd15", 1024: "sd21"}.get(width)
+
+
+LAYOUT: Final = Layout(
+    title="Stable Diffusion 1.x or 2.x",
+    prefixes={
+        "unet": "model.diffusion_model.",
+        "vae": "first_stage_model.",
+        "text_encoder": "cond_stage_model.",
+    },
+    folder_context="down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+    single_context="model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+    guess=_guessed,
+)
+
+
 class SdModel:
     """One Stable Diffusion checkpoint on one device. For one thread: the one that runs the step loop."""
+
+    penultimate: ClassVar[bool] = False
+    """Whether its text is what the encoders know before their last layer."""
 
     def __init__(self, name: str, parts: Parts, space: Space, tiling: Tiling | None = None) -> None:
         self.name = name
@@ -42,7 +70,9 @@ class SdModel:
         self.scale_factor = SCALE_FACTOR
         self._unet: Any = parts.unet
         self._vae = Vae(parts.vae, self.device, tiling)
-        self._text = ClipText(parts.text_encoder, self.device)
+        self._text = ClipText(
+            *(ClipEncoder(each, self.device, penultimate=self.penultimate) for each in parts.text_encoders)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -102,8 +132,8 @@ class SdModel:
         out = self._unet(
             seen.to(self.dtype).contiguous(),
             self.space.timestep(sigma).to(self.device),
-            encoder_hidden_states=conditioning[TEXT].to(self.dtype),
             return_dict=False,
+            **network_options(conditioning, x, self.dtype),
             **_residual_options(residuals, self.dtype),
         )[0]
         return self.space.denoised(out.to(torch.float32), x, sigma)
@@ -118,7 +148,7 @@ class SdModel:
     ) -> Residuals:
         """See `Model.control`: the net is shown what the UNet is shown, without inpainting channels."""
         seen = self.space.scale_input(x, sigma)
-        return net.residuals(seen, self.space.timestep(sigma), conditioning[TEXT], hints)
+        return net.residuals(seen, self.space.timestep(sigma), conditioning, hints)
 
     def inpaint_channels(self, z0: Tensor, mask: Tensor | None, masked: Tensor | None) -> Tensor | None:
         """[1, 5, h, w] of an inpainting model: the mask rounded half to even, then the masked latent.
@@ -146,7 +176,11 @@ def _residual_options(residuals: Residuals | None, dtype: torch.dtype) -> dict[s
 class SdFamily:
     """Loads Stable Diffusion 1.x and 2.x, from diffusers folders and single files."""
 
-    name = "sd"
+    name: ClassVar[str] = "sd"
+    layout: ClassVar[Layout] = LAYOUT
+    model: ClassVar[type[SdModel]] = SdModel
+    size: ClassVar[int] = 512
+    """The side that models are trained at, where their entry names none, pixels."""
 
     def __init__(self, hashes: HashCache | None = None) -> None:
         self._hashes = hashes or HashCache()
@@ -156,7 +190,7 @@ class SdFamily:
 
         Raises `ModelLoadError`: something is missing, damaged, a pickle, of another family or another sha256.
         """
-        found = survey(entry)
+        found = survey(entry, self.layout)
         space_of(found)
         return ModelTraits(
             name=entry.name,
@@ -166,8 +200,13 @@ class SdFamily:
             channels=found.in_channels,
             prediction=found.prediction,
             context_width=found.context_width,
-            defaults=entry.defaults,
+            defaults=self._defaults(entry),
         )
+
+    def _defaults(self, entry: ModelEntry) -> ModelDefaults:
+        """The entry's; the family's own size where it names none."""
+        said = entry.defaults
+        return said if "size" in said.model_fields_set else said.model_copy(update={"size": self.size})
 
     def load(
         self,
@@ -180,16 +219,17 @@ class SdFamily:
 
         Raises `ModelLoadError`: as `inspect`, or the weights do not fit their configuration.
         """
-        found = survey(entry)
+        found = survey(entry, self.layout)
         self._checked_digest(found)
         where = torch.device(device)
         parts = read_parts(found, dtype or compute_dtype(entry.dtype, where))
         _check_vocabulary(entry, parts)
         if entry.text_encoder_dtype == "float16":
-            parts.text_encoder.half().float()
-        for network in (parts.unet, parts.vae, parts.text_encoder):
+            for encoder in parts.text_encoders:
+                encoder.half().float()
+        for network in (parts.unet, parts.vae, *parts.text_encoders):
             place(network, where)
-        return SdModel(entry.name, parts, space_of(found), tiling)
+        return self.model(entry.name, parts, space_of(found), tiling)
 
     def inspect_controlnet(self, entry: ControlnetEntry) -> ModelTraits:
         """What a ControlNet's weights are. Raises `ModelLoadError`, as `inspect`."""
@@ -243,9 +283,12 @@ def space_of(found: Checkpoint) -> DiscreteSpace:
 
 
 def _check_vocabulary(entry: ModelEntry, parts: Parts) -> None:
-    size = int(cast("Any", parts.text_encoder).config.vocab_size)
+    size = min(int(cast("Any", each).config.vocab_size) for each in parts.text_encoders)
     if size < VOCABULARY:
         raise ModelLoadError(
             f"{entry.name}: its text encoder knows {size} tokens, and the tokenizer {VOCABULARY}",
             field=entry.field("path"), value=entry.path, fix="use a model with CLIP's own vocabulary",
         )  # fmt: skip
+
+
+FAMILY: Final = SdFamily
