@@ -65,7 +65,7 @@ def test_samplers_of_one_seed_and_schedule_give_different_pictures(tiny_registry
     jobs = {name: img2img(steps=4, sampler=name, denoise=0.9) for name in SAMPLERS}
     done = render(tiny_registry, [request(name, job) for name, job in jobs.items()])
     for name in SAMPLERS:
-        same = {other for other in SAMPLERS if np.array_equal(picture(done[name]), picture(done[other]))}
+        same = {other for other in SAMPLERS if np.abs(picture(done[name]) - picture(done[other])).max() <= 1}
         assert same == ({"euler", "ddim"} if name in ("euler", "ddim") else {name})
 
 

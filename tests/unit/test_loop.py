@@ -92,7 +92,7 @@ def test_a_job_joins_at_the_next_turn():
     assert drain(loop, job("b", model, steps=3)) == ["ab", "ab", "b"]
 
 
-@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_company_changes_no_bit_where_the_model_computes_row_by_row(sampler):
     model = Model()
     whats = [

@@ -5,6 +5,7 @@ import torch
 
 from overpaint_shared.job import SAMPLERS as NAMES
 from overpaint_shared.job import SCHEDULERS as SCHEDULE_NAMES
+from overpaint_worker.engine.controls import Control
 from overpaint_worker.engine.sampler import SAMPLERS
 from overpaint_worker.engine.schedules import SCHEDULES
 from overpaint_worker.engine.session import FEATURES
@@ -16,6 +17,7 @@ SHAPE = (1, 4, 6, 5)
 Z0 = torch.randn(SHAPE, generator=torch.Generator().manual_seed(9))
 HALF = torch.zeros(1, 1, 6, 5)
 HALF[..., 2:] = 1
+TWICE = ["dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "heun"]
 PLAIN_NOISE = ["euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "lcm"]
 
 
@@ -76,6 +78,21 @@ def test_a_differential_mask_is_cut_anew_at_each_evaluations_own_time(name):
     assert set(repainted) == {False, True}
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_controlnet_acts_by_each_evaluations_own_level(name):
+    """Between two evaluations of one step it may begin or end: no step as a whole is in its range."""
+    _, high, low, *_ = trajectory(name).sigmas.tolist()
+    control = Control(
+        net=None, hint=torch.zeros(1, 3, 48, 40), strength=1.0, first=high * 1.01, last=low * 1.01
+    )
+    rows, _ = run(trajectory(name, controls=[control]))
+    acts = [row.controls == (control,) for row in rows]
+    assert acts == [low * 1.01 <= float(row.sigma) <= high * 1.01 for row in rows]
+    assert not acts[0]
+    assert any(acts)
+    assert not acts[-1]
+
+
 @pytest.mark.parametrize("name", PLAIN_NOISE)
 def test_the_first_noise_that_is_added_is_the_noise_of_the_start(name, monkeypatch):
     drawn, draw = [], Noise.__call__
@@ -125,8 +142,7 @@ def test_without_a_mask_ddim_is_euler():
 def test_a_trajectory_says_how_many_steps_it_has_come_not_how_often_it_evaluated(name):
     t = trajectory(name)
     rows, steps = run(t)
-    twice = {"dpm_2": 7, "dpm_2_ancestral": 7, "dpmpp_2s_ancestral": 7, "dpmpp_sde": 7, "heun": 7}
-    assert len(rows) == t.evaluations == twice.get(name, 4)
+    assert len(rows) == t.evaluations == (7 if name in TWICE else 4)
     assert steps[0] == 0
     assert sorted(steps) == steps
     assert set(steps) == {0, 1, 2, 3}
