@@ -1,0 +1,672 @@
+"""ComfyUI workflows become jobs, node by node, or are refused by node and reason."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from overpaint_producer.workflow import KINDS, Names, convert
+from overpaint_shared.errors import Problem, SpecError
+from overpaint_shared.job import parse_job
+from overpaint_shared.offers import Catalogue
+from tests.unit.test_catalogue import entry, model, worker
+from tests.unit.workflows import Graph, changed, graph, grey, node, noise
+
+SIZES = {"photo.png": (512, 512), "mask.png": (512, 512), "large.png": (1024, 1024), "odd.png": (500, 512)}
+
+
+def spec(made: Graph, **more: Any) -> dict[str, Any]:
+    (job,) = convert(made, size_of=SIZES.get, **more).jobs
+    assert parse_job(job.spec)
+    return dict(job.spec)
+
+
+def problems(made: Any, **more: Any) -> list[Problem]:
+    with pytest.raises(SpecError) as caught:
+        convert(made, **({"size_of": SIZES.get} | more))
+    return caught.value.problems
+
+
+def problem(made: Any, **more: Any) -> Problem:
+    (found,) = problems(made, **more)
+    return found
+
+
+# ------------------------------------------------------------------------------------------- methods
+
+
+def test_a_plain_graph_is_image_to_image_with_all_of_its_settings() -> None:
+    assert spec(graph()) == {
+        "version": 1,
+        "model": "v1-5-pruned",
+        "source": {"image": "photo.png"},
+        "method": {"kind": "img2img"},
+        "prompt": "a red hat",
+        "negative_prompt": "blurry",
+        "sampling": {
+            "seed": 7,
+            "steps": 20,
+            "cfg": 7.5,
+            "sampler": "euler",
+            "scheduler": "karras",
+            "denoise": 0.6,
+        },
+        "composite": False,
+        "compat": "comfyui",
+    }
+
+
+def test_vae_encode_for_inpainting_takes_its_mask_from_the_pictures_transparency() -> None:
+    job = spec(graph(grey()))
+    assert job["method"] == {"kind": "vae_encode_inpaint", "grow_mask_by": 6}
+    assert job["mask"] == {"from": "alpha"}
+
+
+def test_set_latent_noise_mask_takes_any_channel_of_a_file() -> None:
+    mask = node("LoadImageMask", image="mask.png", channel="green")
+    job = spec(graph(**noise(["11", 0]), n11=mask))
+    assert job["method"] == {"kind": "latent_noise_mask"}
+    assert job["mask"] == {"from": "image", "image": "mask.png", "channel": "green", "at": "source"}
+
+
+def inpaint_model(**more: Any) -> Graph:
+    made = graph(
+        node(
+            "InpaintModelConditioning",
+            positive=["6", 0], negative=["7", 0], vae=["4", 2],
+            pixels=["10", 0], mask=["10", 1], noise_mask=True,
+        )
+    )  # fmt: skip
+    return changed(
+        changed(made, "3", positive=["5", 0], negative=["5", 1], latent_image=["5", 2]), "5", **more
+    )
+
+
+def test_inpaint_model_conditioning_is_the_method_of_nine_channel_models() -> None:
+    assert spec(inpaint_model())["method"] == {"kind": "inpaint_model"}
+    assert spec(inpaint_model(noise_mask=None))["method"] == {"kind": "inpaint_model"}
+
+
+def test_inpaint_model_conditioning_is_refused_without_noise_mask_or_in_parts() -> None:
+    assert problem(inpaint_model(noise_mask=False)).path == "node 5 (InpaintModelConditioning).noise_mask"
+    assert problem(changed(inpaint_model(), "3", positive=["6", 0])).path == "node 3 (KSampler).positive"
+    other = inpaint_model() | {"50": node("VAEEncode", pixels=["10", 0], vae=["4", 2])}
+    assert problem(changed(other, "3", latent_image=["50", 0])).path == "node 3 (KSampler).latent_image"
+
+
+def controlled(latent: Graph, hint_mask: list[Any] | None = None, **more: Any) -> Graph:
+    """ControlNet Inpaint."""
+    made = latent | {
+        "20": node("ControlNetLoader", control_net_name="control_v11p_sd15_inpaint.pth"),
+        "21": node("InpaintPreprocessor", image=["10", 0], mask=hint_mask or ["10", 1]),
+        "22": node(
+            "ControlNetApplyAdvanced",
+            positive=["6", 0], negative=["7", 0], control_net=["20", 0], image=["21", 0],
+            strength=0.8, start_percent=0.1, end_percent=0.6,
+        ),
+    }  # fmt: skip
+    return changed(changed(made, "3", positive=["22", 0], negative=["22", 1]), "22", **more)
+
+
+@pytest.mark.parametrize(
+    ("latent", "told"),
+    [
+        (graph(grey()), {"latent": "vae_encode_inpaint", "grow_mask_by": 6}),
+        (graph(**noise()), {"latent": "latent_noise_mask"}),
+    ],
+    ids=["grey", "noise mask"],
+)
+def test_an_inpainting_hint_makes_controlnet_inpaint_over_either_latent(latent: Graph, told: Any) -> None:
+    assert spec(controlled(latent))["method"] == {
+        "kind": "controlnet_inpaint",
+        "controlnet": "control_v11p_sd15_inpaint",
+        "strength": 0.8,
+        "start": 0.1,
+        "end": 0.6,
+        **told,
+    }
+
+
+def test_a_hint_of_another_mask_than_the_latents_is_refused() -> None:
+    made = controlled(graph(grey()), ["23", 0]) | {"23": node("InvertMask", mask=["10", 1])}
+    assert problem(made).path == "node 21 (InpaintPreprocessor).mask"
+
+
+def test_a_hint_for_repainting_needs_a_mask_on_the_noise() -> None:
+    found = problem(controlled(graph()))
+    assert (found.path, "sets no mask" in found.message) == ("node 22 (ControlNetApplyAdvanced).image", True)
+
+
+def test_a_black_hint_is_refused() -> None:
+    made = changed(controlled(graph(grey())), "21", black_pixel_for_xinsir_cn=True)
+    assert problem(made).path == "node 21 (InpaintPreprocessor).black_pixel_for_xinsir_cn"
+
+
+def hinted(**more: Any) -> Graph:
+    made = controlled(graph()) | {"21": node("LoadImage", image="depth.png")}
+    return changed(made, "22", **more)
+
+
+def test_any_other_hint_is_one_of_the_controls() -> None:
+    job = spec(hinted())
+    (control,) = job["controls"]
+    assert (control["image"], control["strength"], job["method"]["kind"]) == ("depth.png", 0.8, "img2img")
+
+
+def test_a_controlnet_of_strength_0_is_none() -> None:
+    assert "controls" not in spec(hinted(strength=0))
+
+
+def test_a_hint_that_the_graph_changes_is_refused() -> None:
+    scaled = node("ImageScaleBy", image=["21", 0], upscale_method="area", scale_by=2.0)
+    made = changed(hinted(), "22", image=["23", 0]) | {"23": scaled}
+    assert problem(made).path == "node 22 (ControlNetApplyAdvanced).image"
+
+
+def test_the_old_apply_node_acts_on_both_texts_and_the_new_one_on_those_it_is_given() -> None:
+    made = hinted()
+    old = node("ControlNetApply", conditioning=["6", 0], control_net=["20", 0], image=["21", 0], strength=0.5)
+    assert spec(changed(made | {"22": old}, "3", negative=["7", 0]))["controls"][0]["end"] == 1.0
+    assert problem(changed(made, "3", negative=["7", 0])).path == "node 22 (ControlNetApplyAdvanced)"
+
+
+def test_a_shuffle_controlnet_is_refused_since_the_reference_averages_it() -> None:
+    made = changed(hinted(), "20", control_net_name="control_v11e_sd15_shuffle.pth")
+    assert problem(made).path == "node 20 (ControlNetLoader).control_net_name"
+
+
+# ------------------------------------------------------------------------------------------- models
+
+
+def test_loras_give_their_weight_to_model_and_text_alike() -> None:
+    lora = node("LoraLoader", model=["4", 0], clip=["4", 1], lora_name="ink.safetensors",
+                strength_model=0.8, strength_clip=0.8)  # fmt: skip
+    made = graph(n12=lora)
+    for name, inputs in {
+        "3": {"model": ["12", 0]},
+        "6": {"clip": ["12", 1]},
+        "7": {"clip": ["12", 1]},
+    }.items():
+        made = changed(made, name, **inputs)
+    assert spec(made)["loras"] == [{"name": "ink", "weight": 0.8}]
+    assert "loras" not in spec(changed(made, "12", strength_model=0, strength_clip=0))
+    assert {each.path for each in problems(changed(made, "12", strength_clip=0.5))} == {
+        "node 3 (KSampler).positive"
+    }
+    assert problem(changed(made, "7", clip=["4", 1])).path == "node 3 (KSampler).negative"
+
+
+def test_clip_set_last_layer_counts_from_the_last() -> None:
+    made = graph(n12=node("CLIPSetLastLayer", clip=["4", 1], stop_at_clip_layer=-2))
+    made = changed(changed(made, "6", clip=["12", 0]), "7", clip=["12", 0])
+    assert spec(made)["clip_skip"] == 1
+    assert spec(changed(made, "12", stop_at_clip_layer=-1))["clip_skip"] == 0
+    assert (
+        problem(changed(made, "12", stop_at_clip_layer=-20)).path
+        == "node 12 (CLIPSetLastLayer).stop_at_clip_layer"
+    )
+    assert problem(changed(made, "7", clip=["4", 1])).path == "node 3 (KSampler).negative"
+    sdxl = Names(Catalogue.merge([worker(model("v1-5-pruned", family="sdxl"))]))
+    assert "family sdxl" in problem(made, names=sdxl).message
+
+
+def test_differential_diffusion_needs_a_mask_and_its_full_strength() -> None:
+    extra = {"n12": node("DifferentialDiffusion", model=["4", 0])}
+    assert spec(changed(graph(grey(), **extra), "3", model=["12", 0]))["sampling"]["differential"] is True
+    unmasked = changed(graph(**extra), "3", model=["12", 0])
+    assert "differential" not in spec(unmasked)["sampling"]
+    assert problem(changed(unmasked, "12", strength=0.5)).path == "node 12 (DifferentialDiffusion).strength"
+
+
+def test_another_vae_is_named_and_must_encode_and_decode() -> None:
+    made = changed(graph(n12=node("VAELoader", vae_name="ft-mse.safetensors")), "8", vae=["12", 0])
+    assert problem(made).path == "node 8 (VAEDecode).vae"
+    assert spec(changed(made, "5", vae=["12", 0]))["vae"] == "ft-mse"
+
+
+def test_parts_of_another_checkpoint_are_refused() -> None:
+    made = graph(n12=node("CheckpointLoaderSimple", ckpt_name="other.safetensors"))
+    assert problem(changed(made, "7", clip=["12", 1])).path == "node 3 (KSampler).negative"
+    both = changed(changed(made, "5", vae=["12", 2]), "8", vae=["12", 2])
+    assert problem(both).path == "node 8 (VAEDecode).vae"
+
+
+def test_an_embedding_in_a_prompt_is_refused() -> None:
+    assert (
+        problem(changed(graph(), "7", text="ugly, embedding:EasyNegative")).path
+        == "node 7 (CLIPTextEncode).text"
+    )
+
+
+# ------------------------------------------------------------------------------------------- names
+
+
+def test_names_come_from_the_map_then_from_the_workers() -> None:
+    catalogue = Catalogue.merge([worker(model("v1.5-pruned"), model("other"), entry("vae", "mse"))])
+    assert spec(graph(), names=Names(catalogue))["model"] == "v1.5-pruned"
+    for key in ("v1-5-pruned.safetensors", "v1-5-pruned"):
+        assert spec(graph(), names=Names(catalogue, {key: "other"}))["model"] == "other"
+    foldered = changed(graph(), "4", ckpt_name="SD15\\v1-5-pruned.safetensors")
+    assert spec(foldered, names=Names(catalogue, {"v1-5-pruned.safetensors": "other"}))["model"] == "other"
+
+
+def test_a_file_that_is_only_like_a_name_is_not_taken_for_it() -> None:
+    found = problem(graph(), names=Names(Catalogue.merge([worker(model("v1-5"), model("flux"))])))
+    assert found.path == "node 4 (CheckpointLoaderSimple).ckpt_name"
+    assert (found.suggestion, "--model-map" in str(found.allowed)) == ("v1-5", True)
+
+
+def test_a_file_that_two_names_fit_is_not_guessed() -> None:
+    two = Names(Catalogue.merge([worker(model("v1-5-pruned"), model("v1.5.pruned"))]))
+    assert "2 entries" in problem(graph(), names=two).message
+
+
+def test_without_workers_a_name_is_made_up_with_a_note_or_refused() -> None:
+    (job,) = convert(graph()).jobs
+    assert (job.spec["model"], "--model-map" in job.notes[0]) == ("v1-5-pruned", True)
+    assert "no worker is alive" in problem(graph(), names=Names(may_guess=False)).message
+    assert problem(changed(graph(), "4", ckpt_name="模型.ckpt")).path.endswith("ckpt_name")
+
+
+# ------------------------------------------------------------------------------------------- pictures, masks
+
+
+def prepared(latent: Any = grey, mask: Any = None, **ops: Any) -> Graph:
+    """A node 12 between Load Image and the encoder."""
+    made: Graph = graph(latent(mask, ["12", 0])) if latent is grey else graph(**latent(mask, ["12", 0]))
+    return made | {"12": ops.pop("op"), **{name.removeprefix("n"): value for name, value in ops.items()}}
+
+
+SCALE = node("ImageScale", image=["10", 0], upscale_method="bicubic", width=768, height=0, crop="disabled")
+DOUBLE = node("ImageScaleBy", image=["10", 0], upscale_method="lanczos", scale_by=2.0)
+CROP = node("ImageCrop", image=["10", 0], x=8, y=16, width=256, height=256)
+PAD = node("ImagePadForOutpaint", image=["10", 0], left=0, top=0, right=128, bottom=0, feathering=40)
+
+
+@pytest.mark.parametrize(
+    ("op", "told"),
+    [
+        (SCALE, {"op": "scale", "width": 768, "height": 0, "filter": "bicubic", "crop": "disabled"}),
+        (DOUBLE, {"op": "scale_by", "factor": 2.0, "filter": "lanczos"}),
+        (CROP, {"op": "crop", "x": 8, "y": 16, "width": 256, "height": 256}),
+    ],
+    ids=["scale", "scale by", "crop"],
+)
+def test_changes_before_encoding_are_prepared_and_after_decoding_finished(op: Any, told: Any) -> None:
+    before = changed(graph(n12=op), "5", pixels=["12", 0])
+    assert spec(before)["prepare"] == [told]
+    after = changed(graph(n12=op), "12", image=["8", 0])
+    assert spec(changed(after, "9", images=["12", 0]))["finish"] == [told]
+
+
+def test_padding_gives_the_picture_and_the_mask() -> None:
+    job = spec(prepared(grey, ["12", 1], op=PAD))
+    assert job["prepare"] == [{"op": "pad", "left": 0, "top": 0, "right": 128, "bottom": 0, "feathering": 40}]
+    assert job["mask"] == {"from": "pad"}
+
+
+def test_the_mask_of_one_of_two_pads_is_refused() -> None:
+    made = prepared(grey, ["12", 1], op=changed({"12": PAD}, "12", image=["13", 0])["12"], n13=PAD)
+    assert problem(made).path == "node 5 (VAEEncodeForInpaint).mask"
+
+
+def test_a_rendered_picture_is_not_padded() -> None:
+    made = changed(graph(n12=changed({"12": PAD}, "12", image=["8", 0])["12"]), "9", images=["12", 0])
+    assert problem(made).path == "node 12 (ImagePadForOutpaint).image"
+
+
+def test_mask_nodes_become_operations_in_order_and_inverting_twice_is_nothing() -> None:
+    made = graph(
+        grey(["15", 0]),
+        n11=node("GrowMask", mask=["10", 1], expand=-4, tapered_corners=False),
+        n12=node("FeatherMask", mask=["11", 0], left=1, top=2, right=3, bottom=4),
+        n13=node("InvertMask", mask=["12", 0]),
+        n14=node("InvertMask", mask=["13", 0]),
+        n15=node("InvertMask", mask=["14", 0]),
+    )
+    assert spec(made)["mask"]["ops"] == [
+        {"op": "grow", "by": -4, "tapered": False},
+        {"op": "feather_borders", "left": 1, "top": 2, "right": 3, "bottom": 4},
+        {"op": "invert"},
+    ]
+    assert "ops" not in spec(changed(made, "5", mask=["16", 0]) | {
+        "16": node("InvertMask", mask=["17", 0]), "17": node("InvertMask", mask=["10", 1]),
+    })["mask"]  # fmt: skip
+
+
+def test_one_plain_scaling_carries_a_mask_that_is_stretched_and_only_inverted() -> None:
+    assert spec(prepared(grey, ["10", 1], op=DOUBLE))["mask"] == {"from": "alpha"}
+    inverted = prepared(grey, ["13", 0], op=DOUBLE, n13=node("InvertMask", mask=["10", 1]))
+    assert spec(inverted)["mask"]["ops"] == [{"op": "invert"}]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        prepared(noise, ["10", 1], op=DOUBLE),
+        prepared(grey, ["10", 1], op=CROP),
+        prepared(grey, ["10", 1], op=changed({"1": SCALE}, "1", crop="center")["1"]),
+        prepared(grey, ["10", 1], op=PAD),
+        prepared(
+            grey, ["13", 0], op=DOUBLE, n13=node("GrowMask", mask=["10", 1], expand=4, tapered_corners=True)
+        ),
+        prepared(grey, ["10", 1], op=changed({"1": DOUBLE}, "1", image=["13", 0])["1"], n13=SCALE),
+    ],
+    ids=["noise mask", "crop", "centre crop", "pad", "grown", "scaled twice"],
+)
+def test_a_mask_that_a_job_would_carry_elsewhere_is_refused(made: Graph) -> None:
+    found = problem(made)
+    assert found.path.endswith(".mask")
+    assert "prepare" in found.message
+
+
+def test_a_mask_of_the_prepared_size_is_taken_there_with_all_operations() -> None:
+    made = prepared(
+        noise,
+        ["14", 0],
+        op=DOUBLE,
+        n13=node("LoadImageMask", image="large.png", channel="red"),
+        n14=node("GrowMask", mask=["13", 0], expand=4, tapered_corners=True),
+    )
+    assert spec(made)["mask"]["at"] == "canvas"
+
+
+def test_a_mask_of_neither_size_is_refused_and_of_an_unknown_one_noted() -> None:
+    made = prepared(grey, ["13", 0], op=DOUBLE, n13=node("LoadImageMask", image="odd.png", channel="red"))
+    assert "500 x 512" in problem(made).message
+    assert "500 x 512" in problem(changed(graph(grey(["13", 0])) | {"13": made["13"]}, "5")).message
+    (job,) = convert(made).jobs
+    assert (job.spec["mask"]["at"], any("sizes are not known" in note for note in job.notes)) == (
+        "canvas",
+        True,
+    )
+
+
+def clipseg(image: list[Any], **more: Any) -> dict[str, Any]:
+    return node("CLIPSeg", image=image, text="the hat", **more)
+
+
+def test_clipseg_is_a_mask_found_in_the_canvas() -> None:
+    job = spec(prepared(noise, ["13", 0], op=DOUBLE, n13=clipseg(["12", 0], blur=3.5)))
+    assert job["mask"] == {
+        "from": "clipseg",
+        "text": "the hat",
+        "threshold": 0.4,
+        "dilation_factor": 4,
+        "blur": 3.5,
+        "segmenter": "clipseg",
+    }
+    assert problem(prepared(grey, ["13", 0], op=DOUBLE, n13=clipseg(["10", 0]))).path.endswith(".mask")
+
+
+def test_load_image_names_only_files_of_the_input_folder() -> None:
+    assert spec(changed(graph(), "10", image="clipspace/a 1.png [input]"))["source"] == {
+        "image": "clipspace/a 1.png"
+    }
+    assert problem(changed(graph(), "10", image="a.png [temp]")).path == "node 10 (LoadImage).image"
+
+
+# ------------------------------------------------------------------------------------------- composite
+
+
+def composed(made: Graph, **inputs: Any) -> Graph:
+    node_30 = node(
+        "ImageCompositeMasked",
+        destination=["10", 0], source=["8", 0], x=0, y=0, resize_source=False, mask=["10", 1],
+    )  # fmt: skip
+    return changed(changed(made | {"30": node_30}, "9", images=["30", 0]), "30", **inputs)
+
+
+@pytest.mark.parametrize(
+    "made", [graph(), graph(grey()), graph(**noise())], ids=["img2img", "grey", "noise mask"]
+)
+def test_a_composite_by_the_methods_mask_puts_the_original_back(made: Graph) -> None:
+    job = spec(composed(made))
+    assert (job["composite"], job["compat"], job["mask"]) == (True, "comfyui", {"from": "alpha"})
+    flipped = composed(made, destination=["8", 0], source=["10", 0], mask=["31", 0])
+    assert spec(flipped | {"31": node("InvertMask", mask=["10", 1])}) == job
+
+
+@pytest.mark.parametrize(
+    ("made", "path"),
+    [
+        (composed(graph(grey()), x=8), ".x"),
+        (composed(graph(grey()), mask=["31", 0]) | {"31": node("InvertMask", mask=["10", 1])}, ".mask"),
+        (composed(graph(grey()), destination=["31", 0]) | {"31": node("LoadImage", image="b.png")}, ")"),
+        (
+            composed(graph(grey()), source=["31", 0])
+            | {"31": changed({"1": DOUBLE}, "1", image=["8", 0])["1"]},
+            ")",
+        ),
+        (composed(graph(grey()), source=["10", 0]), ")"),
+        (composed(changed(graph(grey()), "10", image="odd.png")), ")"),
+    ],
+    ids=["elsewhere", "other mask", "other picture", "scaled", "nothing rendered", "no multiple of 8"],
+)
+def test_any_other_composite_is_refused(made: Graph, path: str) -> None:
+    assert problem(made).path == f"node 30 (ImageCompositeMasked){path}".replace("))", ")")
+
+
+def test_a_composite_without_a_mask_is_left_out_with_a_note() -> None:
+    (job,) = convert(composed(graph(grey()), mask=None), size_of=SIZES.get).jobs
+    assert (job.spec["composite"], any("left out" in note for note in job.notes)) == (False, True)
+
+
+# ------------------------------------------------------------------------------------------- samplers
+
+
+def advanced(**more: Any) -> Graph:
+    made = graph()
+    inputs = {name: value for name, value in made["3"]["inputs"].items() if name not in {"seed", "denoise"}}
+    inputs |= {"noise_seed": 9, "add_noise": "enable", "start_at_step": 0, "end_at_step": 10000}
+    inputs |= {"return_with_leftover_noise": "disable"} | more
+    return made | {"3": node("KSamplerAdvanced", **inputs)}
+
+
+def test_an_advanced_sampler_that_runs_all_steps_is_a_plain_one() -> None:
+    sampling = spec(advanced())["sampling"]
+    assert (sampling["seed"], sampling["steps"], sampling["denoise"]) == (9, 20, 1.0)
+
+
+@given(st.integers(2, 2000), st.data())
+@settings(deadline=None, max_examples=60)
+def test_a_late_start_is_the_denoise_whose_schedule_is_as_long(total: int, data: Any) -> None:
+    start = data.draw(st.integers(1, total - max(1, total // 50)))
+    sampling = spec(advanced(steps=total, start_at_step=start))["sampling"]
+    assert sampling["steps"] == total - start
+    assert int(sampling["steps"] / sampling["denoise"]) == total
+    assert sampling["denoise"] < 0.9999
+
+
+@pytest.mark.parametrize(
+    ("inputs", "name"),
+    [
+        ({"add_noise": "disable"}, "add_noise"),
+        ({"end_at_step": 19}, "end_at_step"),
+        ({"end_at_step": 20, "scheduler": "ddim_uniform"}, "end_at_step"),
+        ({"start_at_step": 5, "scheduler": "beta"}, "start_at_step"),
+        ({"start_at_step": 20}, "start_at_step"),
+        ({"steps": 2000, "start_at_step": 1999}, "start_at_step"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
+)
+def test_an_advanced_sampler_that_is_no_plain_one_is_refused(inputs: Any, name: str) -> None:
+    assert problem(advanced(**inputs)).path == f"node 3 (KSamplerAdvanced).{name}"
+
+
+def test_two_passes_are_refused() -> None:
+    again = changed(graph(), "3", latent_image=["31", 0])
+    first = {"31": graph()["3"]}
+    assert problem(again | first).path == "node 3 (KSampler).latent_image"
+    pixels = changed(graph(), "5", pixels=["32", 0]) | {
+        "32": node("VAEDecode", samples=["33", 0], vae=["4", 2]),
+        "33": changed(graph(), "3", latent_image=["34", 0])["3"],
+        "34": node("VAEEncode", pixels=["10", 0], vae=["4", 2]),
+    }
+    assert problem(pixels).path == "node 5 (VAEEncode).pixels"
+
+
+# ------------------------------------------------------------------------------------------- outputs
+
+
+def test_two_nodes_that_show_one_picture_are_one_job_and_two_pictures_two() -> None:
+    preview = node("PreviewImage", images=["8", 0])
+    (job,) = convert(graph(n12=preview)).jobs
+    assert job.nodes == ("9", "12")
+    other = graph(
+        n12=changed({"1": preview}, "1", images=["13", 0])["1"],
+        n13=node("VAEDecode", samples=["14", 0], vae=["4", 2]),
+        n14=changed(graph(), "3", seed=8)["3"],
+    )
+    assert [job.spec["sampling"]["seed"] for job in convert(other).jobs] == [7, 8]
+
+
+def test_a_preview_of_what_no_sampler_made_is_left_out_with_all_that_feeds_only_it() -> None:
+    found = convert(
+        graph(n12=node("PreviewImage", images=["13", 0]), n13=node("MaskToImage", mask=["10", 1]))
+    )
+    assert (len(found.jobs), "node 12 (PreviewImage)" in found.notes[0]) == (1, True)
+
+
+def test_saving_what_no_sampler_made_is_refused() -> None:
+    assert problem(graph(n12=node("SaveImage", images=["10", 0], filename_prefix="x"))).path.startswith(
+        "node 12"
+    )
+
+
+def test_a_graph_without_an_output_is_refused() -> None:
+    made = graph()
+    del made["9"]
+    with pytest.raises(SpecError, match="no SaveImage or PreviewImage"):
+        convert(made)
+
+
+def test_what_became_of_each_node_is_told() -> None:
+    (job,) = convert(graph(grey())).jobs
+    told = {row["node"]: row["becomes"] for row in job.mapped}
+    assert (told["4"], told["10"], told["5"]) == (["model"], ["source", "mask"], ["method"])
+    assert set(told) == set(graph())
+
+
+# ------------------------------------------------------------------------------------------- refusals
+
+
+def test_every_unknown_class_is_told_at_once_with_what_is_known() -> None:
+    made = changed(graph(n12=node("LatentUpscaleBy", samples=["5", 0])), "3", latent_image=["12", 0])
+    with pytest.raises(SpecError) as caught:
+        convert(made | {"99": node("SaveAnimatedWEBP", images=["8", 0])})
+    assert [each.path for each in caught.value.problems] == [
+        "node 12 (LatentUpscaleBy)",
+        "node 99 (SaveAnimatedWEBP)",
+    ]
+    assert all(name in str(caught.value) for name in KINDS)
+
+
+def test_an_input_that_is_not_known_is_refused_since_it_may_change_the_picture() -> None:
+    assert problem(changed(graph(), "8", tile=64)).path == "node 8 (VAEDecode).tile"
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "path"),
+    [
+        ("3", {"sampler_name": "eulr"}, "node 3 (KSampler).sampler_name"),
+        ("3", {"steps": "20"}, "node 3 (KSampler).steps"),
+        ("3", {"steps": True}, "node 3 (KSampler).steps"),
+        ("3", {"steps": 0}, "node 3 (KSampler).steps"),
+        ("3", {"steps": None}, "node 3 (KSampler).steps"),
+        ("3", {"cfg": float("nan")}, "node 3 (KSampler).cfg"),
+        ("3", {"cfg": float("inf")}, "node 3 (KSampler).cfg"),
+        ("3", {"denoise": 0}, "node 3 (KSampler).denoise"),
+        ("3", {"seed": -1}, "node 3 (KSampler).seed"),
+        ("3", {"seed": 2**64}, "node 3 (KSampler).seed"),
+        ("3", {"seed": ["4", 0]}, "node 3 (KSampler).seed"),
+        ("3", {"model": ["4", 1]}, "node 3 (KSampler).model"),
+        ("3", {"model": ["4", 7]}, "node 3 (KSampler).model"),
+        ("3", {"model": ["400", 0]}, "node 3 (KSampler).model"),
+        ("3", {"model": "4"}, "node 3 (KSampler).model"),
+        ("3", {"latent_image": ["9", 0]}, "node 3 (KSampler).latent_image"),
+        ("5", {"pixels": ["5", 0]}, "node 5 (VAEEncode)"),
+        ("6", {"text": 5}, "node 6 (CLIPTextEncode).text"),
+        ("6", {"text": "x" * 20_001}, "node 6 (CLIPTextEncode).text"),
+        ("6", {"text": "a\x00b"}, "node 6 (CLIPTextEncode).text"),
+        ("10", {"image": ""}, "node 10 (LoadImage).image"),
+        ("10", {"image": "https://example.org/a.png"}, "node 10 (LoadImage).image"),
+    ],
+)  # fmt: skip
+def test_a_wrong_input_is_told_at_its_node(name: str, inputs: Any, path: str) -> None:
+    assert problem(changed(graph(), name, **inputs)).path == path
+
+
+def test_a_near_name_is_suggested() -> None:
+    assert problem(changed(graph(), "3", sampler_name="dpmpp_2m_sd")).suggestion in {
+        "dpmpp_2m",
+        "dpmpp_2m_sde",
+    }
+
+
+def test_a_circle_is_told_with_its_way() -> None:
+    made = graph(
+        grey(["11", 0]), n11=node("InvertMask", mask=["12", 0]), n12=node("InvertMask", mask=["11", 0])
+    )
+    assert "depends on itself: 11 <- 12 <- 11" in problem(made).message
+
+
+def test_a_chain_too_long_for_any_person_is_refused() -> None:
+    chain = {f"n{100 + i}": node("InvertMask", mask=[str(101 + i), 0]) for i in range(600)}
+    made = graph(grey(["100", 0]), **chain, n700=node("InvertMask", mask=["10", 1]))
+    assert "too long a chain" in problem(made).message
+
+
+def test_the_editors_own_format_is_told_how_to_export() -> None:
+    with pytest.raises(SpecError, match=r"Export \(API\)"):
+        convert(json.dumps({"nodes": [{"id": 1, "type": "KSampler"}], "links": [], "version": 0.4}).encode())
+
+
+def test_a_graph_as_it_is_sent_to_the_server_is_taken_too() -> None:
+    assert convert({"prompt": graph(), "client_id": "x"}).jobs[0].spec == convert(graph()).jobs[0].spec
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"a": 1}',
+        b"\xff",
+        b"[" * 100_000,
+        b" " * (5 << 20),
+        b'{"1": {"class_type": 5}}',
+        b'{"1": {"class_type": "KSampler", "inputs": []}}',
+        b'{"1": {"class_type": "KSampler"}, "2": null}',
+        json.dumps({str(i): node("X") for i in range(1001)}).encode(),
+        json.dumps({"x" * 100: node("X")}).encode(),
+    ],
+)
+def test_what_is_no_workflow_is_a_spec_error(data: bytes) -> None:
+    with pytest.raises(SpecError) as caught:
+        convert(data)
+    assert len(str(caught.value)) < 5000
+
+
+HOSTILE = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
+    st.tuples(st.sampled_from([*graph(), "99"]), st.integers(-1, 4)).map(list), st.just([]), st.just({}),
+)  # fmt: skip
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=300)
+def test_a_graph_with_anything_anywhere_converts_or_is_a_spec_error(data: Any) -> None:
+    made = graph(grey(), n30=composed(graph())["30"], n31=clipseg(["10", 0]), n32=SCALE)
+    for _ in range(data.draw(st.integers(1, 4))):
+        name = data.draw(st.sampled_from(list(made)))
+        inputs = made[name]["inputs"]
+        made = changed(made, name, **{data.draw(st.sampled_from([*inputs, "more"])): data.draw(HOSTILE)})
+    try:
+        found = convert(made)
+    except SpecError:
+        return
+    assert all(parse_job(job.spec) for job in found.jobs)
