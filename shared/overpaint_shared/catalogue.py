@@ -22,6 +22,7 @@ __all__ = [
     "Offer",
     "SpecWarning",
     "check",
+    "difference",
 ]
 
 INPAINT_CHANNELS = 9
@@ -154,14 +155,14 @@ def _mismatches(spec: JobSpec, named: Sequence[_Use], catalogue: Catalogue) -> I
     model = catalogue.find("model", spec.model)[0][1]
     for use in named[1:]:
         traits = catalogue.find(use.kind, use.name)[0][1]
-        if use.kind == "segmenter" or (difference := _difference(traits, model)) is None:
+        if use.kind == "segmenter" or (found := difference(traits, model)) is None:
             continue
         fitting = [
             name
             for name in catalogue.names(use.kind)
-            if _difference(catalogue.find(use.kind, name)[0][1], model) is None
+            if difference(catalogue.find(use.kind, name)[0][1], model) is None
         ]
-        what, its, models = difference
+        what, its, models = found
         yield Problem(
             path=use.path,
             message=f"the {use.said} has the {what} {its}, and the model {spec.model!r} has {models}",
@@ -172,8 +173,8 @@ def _mismatches(spec: JobSpec, named: Sequence[_Use], catalogue: Catalogue) -> I
         yield from _wrong_channels(spec, model, catalogue)
 
 
-def _difference(traits: ModelTraits, model: ModelTraits) -> tuple[str, object, object] | None:
-    """The first trait in which an entry does not go with the model: what, the entry's, the model's."""
+def difference(traits: ModelTraits, model: ModelTraits) -> tuple[str, object, object] | None:
+    """The first trait in which an entry does not go with a model: what, the entry's, the model's; or None."""
     for what, its, models in (
         ("family", traits.family, model.family),
         ("text feature width", traits.context_width, model.context_width),

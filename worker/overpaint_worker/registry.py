@@ -172,6 +172,14 @@ class Registry:
         """The segmenter of that name; `where` is the spec's field. Raises `UnsupportedError`."""
         return _found(self.segmenters, name, "segmenter", where)
 
+    def vae(self, name: str) -> VaeEntry:
+        """The VAE of that name. Raises `UnsupportedError`."""
+        return _found(self.vaes, name, "VAE", "vae")
+
+    def lora(self, name: str, where: str = "loras") -> LoraEntry:
+        """The LoRA of that name; `where` is the spec's field. Raises `UnsupportedError`."""
+        return _found(self.loras, name, "LoRA", where)
+
 
 def _found(entries: Mapping[str, E], name: str, kind: str, where: str) -> E:
     if name in entries:

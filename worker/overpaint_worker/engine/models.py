@@ -12,10 +12,18 @@ import structlog
 import torch
 
 from overpaint_shared.errors import OverpaintError
-from overpaint_worker.engine.families import FAMILIES, Family, Model, family
+from overpaint_worker.engine.families import FAMILIES, Coder, Family, Model, family
 from overpaint_worker.engine.families.controlnet import ControlNet
+from overpaint_worker.engine.families.lora import Lora, inspect_lora, read_lora
 from overpaint_worker.engine.families.weights import HashCache
-from overpaint_worker.registry import ControlnetEntry, Entry, ModelEntry
+from overpaint_worker.registry import (
+    ControlnetEntry,
+    Entry,
+    LoraEntry,
+    ModelEntry,
+    SegmenterEntry,
+    VaeEntry,
+)
 
 if TYPE_CHECKING:
     from overpaint_shared.catalogue import ModelTraits
@@ -26,7 +34,9 @@ log = structlog.get_logger(__name__)
 KEPT_MODELS: Final = 2
 """Loaded models that are kept. More are loaded only while jobs use them all."""
 KEPT_CONTROLNETS: Final = 4
-"""Loaded ControlNets that are kept; jobs under way keep theirs beyond that."""
+KEPT_VAES: Final = 2
+KEPT_LORAS: Final = 8
+"""What else is kept loaded; jobs under way keep theirs beyond that."""
 
 T = TypeVar("T")
 
@@ -67,9 +77,11 @@ class ModelStore:
         self._kept = kept
         self._loaded: OrderedDict[str, Model] = OrderedDict()
         self._controlnets = Shelf[ControlNet](KEPT_CONTROLNETS)
+        self._vaes = Shelf[Coder](KEPT_VAES)
+        self._loras = Shelf[Lora](KEPT_LORAS)
         self._traits: dict[tuple[str, str], ModelTraits] = {}
-        cache = HashCache(hashes)
-        self._families: dict[str, Family] = {name: family(name, cache) for name in FAMILIES}
+        self._hashes = HashCache(hashes)
+        self._families: dict[str, Family] = {name: family(name, self._hashes) for name in FAMILIES}
 
     @property
     def loaded(self) -> list[str]:
@@ -90,6 +102,10 @@ class ModelStore:
     def _inspect(self, entry: Entry) -> ModelTraits:
         if isinstance(entry, ControlnetEntry):
             return self._families[entry.family].inspect_controlnet(entry)
+        if isinstance(entry, VaeEntry):
+            return self._families[entry.family].inspect_vae(entry)
+        if isinstance(entry, LoraEntry):
+            return inspect_lora(entry, self._hashes)
         if isinstance(entry, ModelEntry):
             return self._family(entry).inspect(entry)
         raise TypeError(f"nothing is known of {entry.table}")
@@ -97,8 +113,9 @@ class ModelStore:
     def catalogue(self) -> list[ModelTraits]:
         """All entries that can be read; for each other one a line in the log says why not."""
         found: list[ModelTraits] = []
-        tables = (self.registry.models, self.registry.controlnets)
-        for entry in (entry for table in tables for entry in table.values()):
+        for entry in self.registry.entries():
+            if isinstance(entry, SegmenterEntry):
+                continue
             try:
                 found.append(self.traits_of(entry))
             except OverpaintError as error:
@@ -116,6 +133,17 @@ class ModelStore:
         entry = self.registry.controlnet(name, field)
         family = self._families[entry.family]
         return self._controlnets.get(name, lambda: family.load_controlnet(entry, self.device))
+
+    def vae(self, name: str) -> Coder:
+        """A VAE by itself, loaded if it is not. Raises as `controlnet`."""
+        entry = self.registry.vae(name)
+        family = self._families[entry.family]
+        return self._vaes.get(name, lambda: family.load_vae(entry, self.device))
+
+    def lora(self, name: str, field: str = "loras") -> Lora:
+        """A LoRA's changes, read if they are not. Raises as `controlnet`."""
+        entry = self.registry.lora(name, field)
+        return self._loras.get(name, lambda: read_lora(entry, self._hashes))
 
     def get(
         self,

@@ -22,11 +22,12 @@ from overpaint_worker.registry import FamilyName
 if TYPE_CHECKING:
     from overpaint_shared.catalogue import ModelTraits
     from overpaint_worker.engine.families.controlnet import ControlNet
+    from overpaint_worker.engine.families.overlay import Uses
     from overpaint_worker.engine.families.weights import HashCache
     from overpaint_worker.engine.space import Space
-    from overpaint_worker.registry import ControlnetEntry, ModelEntry
+    from overpaint_worker.registry import ControlnetEntry, ModelEntry, VaeEntry
 
-__all__ = ["Conditioning", "Family", "Model", "Residuals", "Work", "family", "finish"]
+__all__ = ["Coder", "Conditioning", "Family", "Model", "Residuals", "Work", "family", "finish"]
 
 T = TypeVar("T")
 Work = Generator[None, None, T]
@@ -59,7 +60,19 @@ class Residuals:
         return Residuals(tuple(tensor[i : i + 1] for tensor in self.down), self.mid[i : i + 1])
 
 
-class Model(Protocol):
+class Coder(Protocol):
+    """Pictures to latents and back: a model's own VAE, or another."""
+
+    def encode(self, px: Tensor) -> Work[Tensor]:
+        """Picture [1, 3, H, W] in 0..1 -> latent [1, C, h, w]: the mean of the posterior, never a sample."""
+        ...
+
+    def decode(self, z: Tensor) -> Work[Tensor]:
+        """Latent [1, C, h, w] -> picture [1, 3, H, W], clamped to 0..1."""
+        ...
+
+
+class Model(Coder, Protocol):
     """A loaded model: weights on one device, its text encoder and its VAE."""
 
     @property
@@ -105,12 +118,12 @@ class Model(Protocol):
         """What the prompt tells the denoiser. Remembered per prompt."""
         ...
 
-    def encode(self, px: Tensor) -> Work[Tensor]:
-        """Picture [1, 3, H, W] in 0..1 -> latent [1, C, h, w]: the mean of the posterior, never a sample."""
-        ...
+    def adapted(self, uses: Uses) -> Model:
+        """The model with LoRAs laid over it, each with its weight; the same object for the same ones.
 
-    def decode(self, z: Tensor) -> Work[Tensor]:
-        """Latent [1, C, h, w] -> picture [1, 3, H, W], clamped to 0..1."""
+        It shares the networks and costs the weights that differ. Rows of one pass belong to one such
+        object. Raises `JobError`: a LoRA was made for another architecture.
+        """
         ...
 
     def denoise(
@@ -170,6 +183,14 @@ class Family(Protocol):
 
     def load_controlnet(self, entry: ControlnetEntry, device: torch.device | str) -> ControlNet:
         """Read a ControlNet onto `device`. Raises `ModelLoadError`."""
+        ...
+
+    def inspect_vae(self, entry: VaeEntry) -> ModelTraits:
+        """As `inspect`, of a VAE by itself."""
+        ...
+
+    def load_vae(self, entry: VaeEntry, device: torch.device | str) -> Coder:
+        """Read a VAE onto `device`. Raises `ModelLoadError`."""
         ...
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from overpaint_shared.catalogue import ModelTraits
 from overpaint_shared.errors import ModelLoadError
@@ -21,14 +25,19 @@ from overpaint_worker.engine.families.controlnet import (
     survey_controlnet,
 )
 from overpaint_worker.engine.families.loading import Checkpoint, Layout, Parts, place, read_parts, survey
+from overpaint_worker.engine.families.overlay import BARE, Networks, Overlay, Uses
 from overpaint_worker.engine.families.vae import SCALE_FACTOR, Tiling, Vae
+from overpaint_worker.engine.families.vae_files import VaeFiles, load_vae, overflows, survey_vae
 from overpaint_worker.engine.families.weights import HashCache, checked_digest
 from overpaint_worker.engine.space import DiscreteSpace
-from overpaint_worker.registry import ControlnetEntry, ModelEntry, Prediction
+from overpaint_worker.registry import ControlnetEntry, ModelEntry, Prediction, VaeEntry
 
 if TYPE_CHECKING:
     from overpaint_worker.engine.space import Space
 
+KEPT_ADAPTED: Final = 4
+"""Sets of LoRAs whose weights are kept; those of jobs under way are kept beyond that."""
+_ROUNDED: Final = {"text_encoder": torch.float16, "text_encoder_2": torch.float16}
 _GREY_LATENT: Final = (0.8223, -0.6876, 0.6364, 0.1380)
 """What Stable Diffusion's own VAE makes of grey, scaled."""
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -64,15 +73,29 @@ class SdModel:
     penultimate: ClassVar[bool] = False
     """Whether its text is what the encoders know before their last layer."""
 
-    def __init__(self, name: str, parts: Parts, space: Space, tiling: Tiling | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        parts: Parts,
+        space: Space,
+        tiling: Tiling | None = None,
+        *,
+        half_text: bool = False,
+    ) -> None:
+        """`half_text`: the text encoders' weights are rounded to half precision."""
         self.name = name
         self.space = space
         self.scale_factor = SCALE_FACTOR
         self._unet: Any = parts.unet
         self._vae = Vae(parts.vae, self.device, tiling)
-        self._text = ClipText(
-            *(ClipEncoder(each, self.device, penultimate=self.penultimate) for each in parts.text_encoders)
-        )
+        self._encoders = [
+            ClipEncoder(each, self.device, penultimate=self.penultimate) for each in parts.text_encoders
+        ]
+        self._text = ClipText(*self._encoders)
+        self._networks = Networks(_by_name(parts), _ROUNDED if half_text else {})
+        self._overlay = BARE
+        self._kept: OrderedDict[Hashable, SdModel] = OrderedDict()
+        self._adapted: WeakValueDictionary[Hashable, SdModel] = WeakValueDictionary()
 
     @property
     def device(self) -> torch.device:
@@ -102,7 +125,28 @@ class SdModel:
 
     def condition(self, prompt: str, *, clip_skip: int = 0) -> Conditioning:
         """{"text": [1, 77 n, D]}. Raises `UnsupportedError`, `JobError`: see `ClipText.condition`."""
+        self._networks.use(self._overlay)
         return self._text.condition(prompt, clip_skip)
+
+    def adapted(self, uses: Uses) -> SdModel:
+        """The model with LoRAs laid over its UNet and its text encoders; see `Model.adapted`."""
+        counting = [(lora, weight) for lora, weight in uses if weight != 0]
+        if not counting:
+            return self
+        key = tuple((lora.sha256, weight) for lora, weight in counting)
+        found = self._adapted.get(key) or self._with(self._networks.overlay(counting))
+        self._adapted[key] = self._kept[key] = found
+        self._kept.move_to_end(key)
+        while len(self._kept) > KEPT_ADAPTED:
+            self._kept.popitem(last=False)
+        return found
+
+    def _with(self, overlay: Overlay) -> SdModel:
+        """The same networks, with prompts of its own."""
+        other = copy(self)
+        other._overlay, other._text = overlay, ClipText(*self._encoders)  # noqa: SLF001 - of its own kind
+        other._kept, other._adapted = OrderedDict(), WeakValueDictionary()  # noqa: SLF001 - no cycles
+        return other
 
     def encode(self, px: Tensor) -> Work[Tensor]:
         """See `Vae.encode`."""
@@ -129,6 +173,7 @@ class SdModel:
             seen = torch.cat([seen, extra.to(seen)], dim=1)
         if seen.shape[1] != self._unet.config.in_channels:
             raise ValueError(f"{self.name} takes {self.extra_channels} extra channels")
+        self._networks.use(self._overlay)
         out = self._unet(
             seen.to(self.dtype).contiguous(),
             self.space.timestep(sigma).to(self.device),
@@ -164,6 +209,12 @@ class SdModel:
         return torch.cat([torch.round(mask).to(z0), z0 if masked is None else masked.to(z0)], dim=1)
 
 
+def _by_name(parts: Parts) -> dict[str, Module]:
+    """The networks that LoRAs change, as LoRA files call them."""
+    names = ("text_encoder", "text_encoder_2")
+    return {"unet": parts.unet, **dict(zip(names, parts.text_encoders, strict=False))}
+
+
 def _residual_options(residuals: Residuals | None, dtype: torch.dtype) -> dict[str, Any]:
     if residuals is None:
         return {}
@@ -181,6 +232,8 @@ class SdFamily:
     model: ClassVar[type[SdModel]] = SdModel
     size: ClassVar[int] = 512
     """The side that models are trained at, where their entry names none, pixels."""
+    vae_config: ClassVar[str] = "sd15"
+    """The shipped configuration that single VAE files are read as."""
 
     def __init__(self, hashes: HashCache | None = None) -> None:
         self._hashes = hashes or HashCache()
@@ -229,7 +282,8 @@ class SdFamily:
                 encoder.half().float()
         for network in (parts.unet, parts.vae, *parts.text_encoders):
             place(network, where)
-        return self.model(entry.name, parts, space_of(found), tiling)
+        half_text = entry.text_encoder_dtype == "float16"
+        return self.model(entry.name, parts, space_of(found), tiling, half_text=half_text)
 
     def inspect_controlnet(self, entry: ControlnetEntry) -> ModelTraits:
         """What a ControlNet's weights are. Raises `ModelLoadError`, as `inspect`."""
@@ -246,7 +300,21 @@ class SdFamily:
         where = torch.device(device)
         return load_controlnet(found, where, compute_dtype(entry.dtype, where))
 
-    def _checked_digest(self, found: Checkpoint | ControlnetFiles) -> str:
+    def inspect_vae(self, entry: VaeEntry) -> ModelTraits:
+        """What a VAE's weights are. Raises `ModelLoadError`, as `inspect`."""
+        digest = self._checked_digest(survey_vae(entry, self.vae_config))
+        return ModelTraits(name=entry.name, kind="vae", family=self.name, sha256=digest)
+
+    def load_vae(self, entry: VaeEntry, device: torch.device | str) -> Vae:
+        """Read a VAE onto `device`. Raises `ModelLoadError`."""
+        found = survey_vae(entry, self.vae_config)
+        self._checked_digest(found)
+        where = torch.device(device)
+        dtype = compute_dtype("auto", where)
+        careful = dtype == torch.float16 and self.layout.careful_vae and overflows(found)
+        return load_vae(found, where, torch.float32 if careful else dtype)
+
+    def _checked_digest(self, found: Checkpoint | ControlnetFiles | VaeFiles) -> str:
         """Raises `ModelLoadError`: the registry pins another."""
         return checked_digest(self._hashes, found.entry, found.files, single=found.single)
 

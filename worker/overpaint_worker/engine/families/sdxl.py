@@ -48,6 +48,7 @@ class SdxlFamily(SdFamily):
     layout: ClassVar[Layout] = LAYOUT
     model: ClassVar[type[SdModel]] = SdxlModel
     size: ClassVar[int] = 1024
+    vae_config: ClassVar[str] = "sdxl"
 
 
 FAMILY: Final = SdxlFamily
