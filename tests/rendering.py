@@ -16,6 +16,7 @@ from PIL import Image
 from overpaint_shared.settings import Limits
 from overpaint_worker import protocol as p
 from overpaint_worker.engine.assemble import describe
+from overpaint_worker.engine.clipseg.store import SegmenterStore
 from overpaint_worker.engine.conductor import Conductor
 from overpaint_worker.engine.limits import FixedLimits
 from overpaint_worker.engine.loop import Loop
@@ -31,10 +32,11 @@ INPUTS = PARITY / "inputs"
 def house(registry: Path) -> House:
     """The tiny models, each loaded once for all tests of a run."""
     torch.set_num_threads(1)
-    cpu = torch.device("cpu")
+    cpu, names = torch.device("cpu"), Registry.load(registry)
     return House(
-        models=ModelStore(Registry.load(registry), cpu, kept=9), limits=Limits(), device=describe(cpu)
-    )
+        models=ModelStore(names, cpu, kept=9), segmenters=SegmenterStore(names, cpu),
+        limits=Limits(), device=describe(cpu),
+    )  # fmt: skip
 
 
 @dataclass

@@ -180,7 +180,7 @@ class JobSpec(Part):
         return self.model_copy(update={"sampling": self.sampling.model_copy(update={"seed": seed})})
 
     def resolved(self, defaults: ModelDefaults) -> "JobSpec":
-        """The same job with what `sampling` leaves out filled in; the seed is left to the producer."""
+        """The same job with what `sampling` and `region` leave out filled in, but for the seed."""
         sampling = self.sampling
         filled = {
             name: getattr(defaults, name)
@@ -189,7 +189,10 @@ class JobSpec(Part):
         }
         if sampling.denoise is None:
             filled["denoise"] = DEFAULT_DENOISE[type(self.method)]
-        return self.model_copy(update={"sampling": sampling.model_copy(update=filled)})
+        changes: dict[str, Any] = {"sampling": sampling.model_copy(update=filled)}
+        if isinstance(self.region, OnlyMasked) and self.region.size is None:
+            changes["region"] = self.region.model_copy(update={"size": defaults.size})
+        return self.model_copy(update=changes)
 
     def features(self) -> frozenset[str]:
         """What a worker must be able to do to render this; of a resolved spec, its sampler too."""

@@ -91,7 +91,7 @@ def test_with_a_mask_nothing_changes_outside_it_bit_for_bit(tiny_registry):
     assert not np.array_equal(out[mask == 255], before[mask == 255])
     assert np.array_equal(pixels(done.files["mask.png"])[..., 0], mask)
     receipt = json.loads(done.files["receipt.json"])
-    assert receipt["outside_mask"] == {"largest_change": 0, "changed_share": 0.0}
+    assert receipt["certificate"]["outside"] == {"largest_change": 0, "changed_share": 0.0}
 
 
 def test_preserve_fails_a_job_that_changes_what_the_mask_spares(tiny_registry):

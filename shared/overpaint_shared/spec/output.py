@@ -19,11 +19,12 @@ class OnlyMasked(Part):
 
     kind: Literal["only_masked"] = Field("only_masked", description="Work on a rectangle around the mask.")
     padding: Pixels = Field(32, description="Pixels around the mask that the rectangle includes, 0 to 16384.")
-    size: int = Field(
-        512,
+    size: int | None = Field(
+        None,
         ge=64,
         le=8192,
-        description="Longer side at which the rectangle is worked on, pixels, 64 to 8192.",
+        description="Longer side at which the rectangle is worked on, pixels, 64 to 8192; null: the model's "
+        "own size.",
     )
     threshold: Share = Field(
         0.5, description="Where the mask is greater, it counts for the rectangle; 0 to 1."

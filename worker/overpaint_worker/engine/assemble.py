@@ -10,6 +10,7 @@ import torch
 
 from overpaint_shared.errors import SettingsError
 from overpaint_worker import protocol as p
+from overpaint_worker.engine.clipseg.store import SegmenterStore
 from overpaint_worker.engine.conductor import Conductor, Emit
 from overpaint_worker.engine.limits import RowLimits
 from overpaint_worker.engine.loop import Loop
@@ -68,6 +69,7 @@ def build(options: EngineOptions, emit: Emit) -> Conductor:
     device = open_device(options.device)
     house = House(
         models=ModelStore(registry, device, options.kept_models, options.hashes),
+        segmenters=SegmenterStore(registry, device, options.hashes),
         limits=options.limits,
         device=describe(device),
     )
@@ -84,6 +86,8 @@ def ready(conductor: Conductor, options: EngineOptions) -> p.Ready:
         device_name=house.device.name,
         memory_total=house.device.memory_total,
         features=sorted(FEATURES),
-        catalogue=[traits.to_json() for traits in house.models.catalogue()],
+        catalogue=[
+            traits.to_json() for traits in (*house.models.catalogue(), *house.segmenters.catalogue())
+        ],
         versions=versions(),
     )

@@ -21,12 +21,11 @@ from typing import Any, Final
 
 import structlog
 import torch
-from torch import Tensor
 
 from overpaint_worker import protocol as p
 from overpaint_worker.engine.faults import is_broken_device, judge
 from overpaint_worker.engine.loop import Loop, Turn
-from overpaint_worker.engine.session import House, Result, Session
+from overpaint_worker.engine.session import House, Result, Session, Want
 from overpaint_worker.engine.trajectory import Trajectory
 
 log = structlog.get_logger(__name__)
@@ -45,7 +44,7 @@ CPU_BUDGET_S: Final = 900.0
 """How long a unit may take: a load many minutes from a slow disk, a pass or a part of a VAE not."""
 
 Emit = Callable[[p.ToWorker], None]
-Work = Generator[str | Trajectory, Tensor | None, None]
+Work = Generator[Want, Any, None]
 
 
 @dataclass(eq=False)
@@ -219,7 +218,7 @@ class Conductor:
             log.info("model loaded", action="model_loaded", model=name, seconds=round(seconds, 3))
             self._emit(p.Loaded(model=name, seconds=seconds))
 
-    def _go_on(self, active: _Active, value: Tensor | None) -> None:
+    def _go_on(self, active: _Active, value: Any) -> None:
         """Do the job's next unit, and find it its next place."""
         session = active.session
         try:
@@ -235,6 +234,8 @@ class Conductor:
                 active.stage = want
                 self._tell(session, want, 0, 1)
                 place(active)
+            elif not isinstance(want, Trajectory):
+                self._on_cpu(session, "prepare", want, lambda _, value: self._go_on(active, value))
             elif want.want is None:  # no steps: the latent stays as it is
                 self._go_on(active, want.result)
             else:

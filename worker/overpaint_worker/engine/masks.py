@@ -6,6 +6,7 @@ A mask is first brought onto the canvas; all its operations then count the canva
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Literal
 
@@ -26,6 +27,7 @@ from overpaint_shared.job import (
     Invert,
     Mask,
     MaskOp,
+    PadMask,
     Threshold,
 )
 
@@ -35,8 +37,13 @@ from .geometry import check_size
 from .picture import Picture
 
 How = Literal["union", "intersect", "subtract"]
-Find = Callable[[ClipsegMask], torch.Tensor]
-"""What a text names, as a mask [H, W] of the canvas's size."""
+Find = Callable[[ClipsegMask, str], torch.Tensor | None]
+"""What a text names, as a mask [H, W] of the canvas's size; None: nothing. The second argument is the mask's
+path in the job."""
+
+
+class NothingToRepaint(Exception):
+    """Nothing was found, and the job wants its source back then (`on_empty` = "skip")."""
 
 
 def build(
@@ -57,46 +64,82 @@ def build(
         canvas: the picture after it.
         images: for each path of an image mask in the job ("mask", "mask.masks[1]"), what
             `picture.load_mask` read.
-        find: does CLIPSeg's work, where there is any.
+        find: gives what CLIPSeg found, where there is any such mask.
         compat: the reference's defects.
         field: where the description stands in the job.
 
     Raises:
-        MaskError: wrong size, no such transparency, no `pad` to take it from, or coverage out of bounds.
+        MaskError: wrong size, no such transparency, no `pad` to take it from, nothing found for a text, or
+            coverage out of bounds.
+        NothingToRepaint: nothing was found, which the job wants skipped.
 
     """
+    made = _build(mask, _Making(source, canvas, images, find, compat), field)
+    if made is None:
+        raise NothingToRepaint
+    return made
+
+
+@dataclass(frozen=True, eq=False)
+class _Making:
+    """What all parts of a mask are made from."""
+
+    source: Picture
+    canvas: Canvas
+    images: Mapping[str, torch.Tensor]
+    find: Find | None
+    compat: bool
+
+
+def _build(mask: Mask, making: _Making, field: str) -> torch.Tensor | None:
+    """None: nothing was found, and that is to be skipped, whatever the operations and the coverage."""
     if isinstance(mask, CombinedMask):
-        inner = partial(build, source=source, canvas=canvas, images=images, find=find, compat=compat)
-        parts = [inner(part, field=f"{field}.masks[{index}]") for index, part in enumerate(mask.masks)]
-        made = combine(mask.how, parts, field)
+        parts = [_build(part, making, f"{field}.masks[{index}]") for index, part in enumerate(mask.masks)]
+        made = _combined(mask.how, parts, field)
+    elif isinstance(mask, ClipsegMask):
+        made = _found(mask, making, field)
     else:
-        made = _plain(mask, source, canvas, images, find, compat=compat, field=field)
-    made = apply(made, mask.ops, compat=compat)
+        made = apply(_plain(mask, making, field), mask.ops, compat=making.compat)
+    if made is None:
+        return None
+    if isinstance(mask, CombinedMask):
+        made = apply(made, mask.ops, compat=making.compat)
     check_coverage(made, mask.min_coverage, mask.max_coverage, field)
     return made
 
 
-def _plain(
-    mask: Mask,
-    source: Picture,
-    canvas: Canvas,
-    images: Mapping[str, torch.Tensor],
-    find: Find | None,
-    *,
-    compat: bool,
-    field: str,
-) -> torch.Tensor:
+def _plain(mask: ImageMask | AlphaMask | PadMask, making: _Making, field: str) -> torch.Tensor:
     if isinstance(mask, ImageMask):
-        return place(images[field], canvas, mask.at, f"{field}.image")
+        return place(making.images[field], making.canvas, mask.at, f"{field}.image")
     if isinstance(mask, AlphaMask):
-        return canvas.carry(from_alpha(source, compat=compat, field=field), field)
-    if isinstance(mask, ClipsegMask):
-        if find is None:
-            raise ValueError("a mask from CLIPSeg needs `find`")
-        found = find(mask)
-        check_size(found, canvas.size, field, "canvas")
-        return found
-    return from_pad(canvas, field)
+        alpha = from_alpha(making.source, compat=making.compat, field=field)
+        return making.canvas.carry(alpha, field)
+    return from_pad(making.canvas, field)
+
+
+def _found(mask: ClipsegMask, making: _Making, field: str) -> torch.Tensor | None:
+    """What the text names, its operations applied; where that is nothing, what `on_empty` says instead."""
+    if making.find is None:
+        raise ValueError("a mask from CLIPSeg needs `find`")
+    found, size = making.find(mask, field), making.canvas.size
+    if found is not None:
+        check_size(found, size, field, "canvas")
+        return apply(found, mask.ops, compat=making.compat)
+    if mask.on_empty == "skip":
+        return None
+    if mask.on_empty == "full":
+        return torch.ones(size.height, size.width)
+    if making.compat:  # the reference's empty mask, with which it goes on
+        return apply(torch.zeros(size.height, size.width), mask.ops, compat=True)
+    fix = 'use other words, lower `threshold`, or say what to do by `on_empty` ("skip" or "full")'
+    raise MaskError(f"nothing was found for {mask.text!r}", field=f"{field}.text", value=mask.text, fix=fix)
+
+
+def _combined(how: How, parts: Sequence[torch.Tensor | None], field: str) -> torch.Tensor | None:
+    """Parts that are skipped are empty; None where they leave nothing."""
+    there = [part for part in parts if part is not None]
+    decides = {"union": bool(there), "intersect": len(there) == len(parts), "subtract": parts[0] is not None}
+    return combine(how, there, field) if decides[how] else None
 
 
 def place(mask: torch.Tensor, canvas: Canvas, at: Literal["source", "canvas"], field: str) -> torch.Tensor:

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from overpaint_shared.errors import JobError
 from overpaint_shared.job import JobSpec, Output
 from overpaint_shared.settings import Limits
-from overpaint_worker.engine import canvas, composite, encode, picture
+from overpaint_worker.engine import canvas, certificate, composite, encode, masks, picture, provenance
+from overpaint_worker.engine.certificate import Certificate
 from overpaint_worker.engine.deep_png import Samples
 from overpaint_worker.engine.encode import Spared
 from overpaint_worker.engine.geometry import Geometry
 from overpaint_worker.engine.preparation import Prepared
-
-
-@dataclass(frozen=True)
-class Outside:
-    """How much changed where the mask is 0, measured on the encoded file."""
-
-    largest: int
-    """Largest difference to the original, 8-bit levels."""
-    changed: float
-    """Share of those pixels that differ at all."""
-
-    def to_json(self) -> dict[str, Any]:
-        """For the receipt."""
-        return {"largest_change": self.largest, "changed_share": round(self.changed, 6)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +28,10 @@ class _Layers:
     rgb: Tensor
     alpha: Tensor | None
     spared: Spared | None
+    original: Tensor
+    """The canvas [H, W, 3], taken the same way."""
+    mask: Tensor | None
+    """[H, W], taken the same way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,32 +41,70 @@ class Packed:
     files: dict[str, bytes]
     width: int
     height: int
-    outside: Outside | None
+    certificate: Certificate | None
+    """None where there is no mask."""
+
+    @property
+    def image(self) -> str:
+        """The name of the picture among the files."""
+        return next(name for name in self.files if name.startswith("image."))
 
 
 def pack(
-    spec: JobSpec, ready: Prepared, rendered: Tensor, limits: Limits, text: Mapping[str, str] | None = None
+    spec: JobSpec,
+    ready: Prepared,
+    rendered: Tensor | None,
+    limits: Limits,
+    text: Mapping[str, str] | None = None,
 ) -> Packed:
     """Make the files of a job from the decoded picture [1, 3, h, w], 0..1, of the model's size.
+
+    None: nothing was rendered, and the canvas is the result.
 
     Raises:
         JobError: more changed outside the mask than `preserve` allows.
         InputError: a finishing operation does not fit, or the format cannot hold the result.
 
     """
-    result = ready.fit.from_model(rendered[0].permute(1, 2, 0).to("cpu", torch.float32))
+    result = _result(ready, rendered)
     layers = _finished(spec, ready, _composed(spec, ready, result), limits)
     compat = spec.compat == "comfyui"
     image = encode.encode(
-        layers.rgb, spec.output, ready.canvas.icc, layers.alpha, text,
+        layers.rgb, spec.output, ready.canvas.icc, layers.alpha, _marked(ready, text),
         depth=ready.canvas.depth, spared=layers.spared, compat=compat,
     )  # fmt: skip
-    outside = None if spec.finish else _outside(ready, image)
-    _check_preserved(spec, outside)
+    certificate = _certified(spec, ready, layers, image, result)
+    _check_preserved(spec, certificate)
     files = {f"image.{spec.output.format}": image}
-    if ready.kept_mask is not None and spec.output.previews:
-        files["mask.png"] = mask_png(ready.kept_mask)
-    return Packed(files, layers.rgb.shape[1], layers.rgb.shape[0], outside)
+    if spec.output.previews:
+        files |= previews(ready)
+    return Packed(files, layers.rgb.shape[1], layers.rgb.shape[0], certificate)
+
+
+def _result(ready: Prepared, rendered: Tensor | None) -> Tensor:
+    """[H, W, 3] of the result's size, no original put back."""
+    if rendered is None:
+        return ready.kept(ready.canvas.rgb)
+    return ready.result(rendered[0].permute(1, 2, 0).to("cpu", torch.float32))
+
+
+def _marked(ready: Prepared, text: Mapping[str, str] | None) -> dict[str, str]:
+    """The notes, and how the picture came to be, unless nothing of it was generated."""
+    mark = provenance.xmp_packet(provenance.source_type(ready.kept_mask))
+    return {**(text or {}), **({} if ready.skipped else {encode.XMP_KEY: mark})}
+
+
+def previews(ready: Prepared) -> dict[str, bytes]:
+    """The mask in grey, and a heat map for each text: `heatmap.png`, `heatmap-2.png`, ..."""
+    files = {} if ready.kept_mask is None else {"mask.png": mask_png(ready.kept_mask)}
+    heat = ready.findings.heat_maps(ready.canvas.rgb)
+    return files | heat_files([ready.kept(each) for each in heat])
+
+
+def heat_files(maps: Sequence[Tensor]) -> dict[str, bytes]:
+    """Heat maps [H, W, 3] as files, by their names."""
+    names = ("heatmap.png" if i == 0 else f"heatmap-{i + 1}.png" for i in range(len(maps)))
+    return {name: encode.encode(each, Output()) for name, each in zip(names, maps, strict=True)}
 
 
 def mask_png(mask: Tensor) -> bytes:
@@ -85,19 +115,20 @@ def mask_png(mask: Tensor) -> bytes:
 def _composed(spec: JobSpec, ready: Prepared, result: Tensor) -> _Layers:
     """The original back outside the mask, where that is asked for."""
     mask = ready.kept_mask
-    alpha = None if ready.canvas.alpha is None else ready.fit.kept(ready.canvas.alpha)
+    alpha = None if ready.canvas.alpha is None else ready.kept(ready.canvas.alpha)
     alpha = encode.alpha_out(alpha, mask)
-    if mask is None or not spec.composite:
-        return _Layers(result, alpha, None)
-    original = ready.fit.kept(ready.canvas.rgb)
-    return _Layers(composite.composite(original, result, mask), alpha, _spared(ready, mask))
+    original = ready.kept(ready.canvas.rgb)
+    if mask is None or not (spec.composite or ready.skipped):
+        return _Layers(result, alpha, None, original, mask)
+    rgb = composite.composite(original, result, mask)
+    return _Layers(rgb, alpha, _spared(ready, mask), original, mask)
 
 
 def _spared(ready: Prepared, mask: Tensor) -> Spared | None:
     samples = ready.canvas.samples
     if samples is None:
         return None
-    kept = ready.fit.kept(cast("Tensor", samples))  # only slices, which arrays do alike
+    kept = ready.kept(cast("Tensor", samples))  # only slices, which arrays do alike
     return Spared(cast("Samples", kept), (mask == 0).numpy())
 
 
@@ -108,8 +139,11 @@ def _finished(spec: JobSpec, ready: Prepared, layers: _Layers, limits: Limits) -
     rgb, geometry = canvas.finish(
         layers.rgb, spec.finish, limits, compat=spec.compat == "comfyui", depth=depth
     )
-    alpha = None if layers.alpha is None else geometry.carry(layers.alpha, "finish")
-    return _Layers(rgb, alpha, _still_spared(layers.spared, geometry))
+    alpha, mask = (
+        None if plane is None else geometry.carry(plane, "finish") for plane in (layers.alpha, layers.mask)
+    )
+    original = geometry.picture(layers.original, depth)
+    return _Layers(rgb, alpha, _still_spared(layers.spared, geometry), original, mask)
 
 
 def _still_spared(spared: Spared | None, geometry: Geometry) -> Spared | None:
@@ -121,24 +155,41 @@ def _still_spared(spared: Spared | None, geometry: Geometry) -> Spared | None:
     return Spared(samples, (where == 1).numpy())
 
 
-def _outside(ready: Prepared, image: bytes) -> Outside | None:
-    """Compare what was written with the canvas, as anyone could who has both files."""
-    mask = ready.kept_mask
-    if mask is None or not bool((mask == 0).any()):
+def _certified(
+    spec: JobSpec, ready: Prepared, layers: _Layers, image: bytes, result: Tensor
+) -> Certificate | None:
+    """Compare what was written with the canvas, as anyone could who has both files.
+
+    What finishing operations scale is compared with the canvas scaled alike.
+    """
+    mask, kept_mask = layers.mask, ready.kept_mask
+    if mask is None or kept_mask is None or ready.mask is None:
         return None
     own = Limits(max_input_bytes=len(image), max_pixels=mask.numel())
-    written = encode.quantise(picture.load(image, own, "image").rgb)
-    original = encode.quantise(ready.fit.kept(ready.canvas.rgb))
-    change = torch.from_numpy(written).to(torch.int16) - torch.from_numpy(original).to(torch.int16)
-    spared = change.abs().amax(-1)[mask == 0]
-    return Outside(int(spared.max()), float((spared > 0).to(torch.float64).mean()))
+    written = picture.load(image, own, "image").rgb
+    depth = ready.canvas.depth if spec.output.format == "png" else 8
+    before = _levels(layers.original, depth, truncate=spec.compat == "comfyui")
+    after = _levels(written, depth)
+    return Certificate(
+        coverage=masks.coverage(ready.mask),
+        outside=certificate.outside(after, before, mask, 2**depth - 1),
+        ring=certificate.ring_shift(written, layers.original, mask),
+        ring_rendered=certificate.ring_shift(result, ready.kept(ready.canvas.rgb), kept_mask),
+        seam=certificate.seam_contrast(written, mask),
+        seam_before=certificate.seam_contrast(layers.original, mask),
+    )
 
 
-def _check_preserved(spec: JobSpec, outside: Outside | None) -> None:
+def _levels(picture: Tensor, depth: Literal[8, 16], *, truncate: bool = False) -> Tensor:
+    return torch.from_numpy(encode.quantise(picture, depth, truncate=truncate).astype(np.int32))
+
+
+def _check_preserved(spec: JobSpec, measured: Certificate | None) -> None:
+    outside = measured.outside if measured else None
     if spec.preserve is None or outside is None or outside.largest <= spec.preserve.max_outside:
         return
     raise JobError(
-        f"the picture changed by up to {outside.largest} levels outside the mask",
+        f"the picture changed by up to {outside.largest:g} levels outside the mask",
         field="preserve.max_outside", value=spec.preserve.max_outside,
-        fix='set "composite": true, or allow more',
+        fix='set "composite": true and leave scaling out of `finish`, or allow more',
     )  # fmt: skip

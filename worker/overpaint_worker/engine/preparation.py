@@ -1,23 +1,27 @@
-"""What a job needs before any diffusion model: pictures decoded, canvas, mask, the method's start."""
+"""What a job needs before any diffusion model: pictures decoded, canvas, mask, region, the method's start."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from overpaint_shared.errors import InputError
-from overpaint_shared.job import ImageMask, JobSpec
+from overpaint_shared.job import ImageMask, JobSpec, OnlyMasked
 from overpaint_shared.settings import Limits
 from overpaint_shared.spec.masks import leaves
 from overpaint_worker.engine import canvas, encode, masks, methods, picture, sizing
 from overpaint_worker.engine.canvas import Canvas
+from overpaint_worker.engine.clipseg.findings import Findings
 from overpaint_worker.engine.geometry import Size
 from overpaint_worker.engine.methods import Hint, Scene, Start, fit_hint
 from overpaint_worker.engine.picture import Picture
+from overpaint_worker.engine.region import Region, around
 from overpaint_worker.engine.sizing import Fit
+
+Place = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,70 +100,110 @@ def begin(
         UnsupportedError: this version does not have the method.
 
     """
-    spec, made, compat = opened.spec, opened.canvas, opened.spec.compat == "comfyui"
+    spec, made = opened.spec, opened.canvas
     try:
         mask = opened.mask(findings)
     except masks.NothingToRepaint:
         return _as_it_was(opened, findings)
-    region = _region(spec, mask, limits)
-    picture_, mask_ = (made.rgb, mask) if region is None else (region.cut(made.rgb), region.cut_mask(_there(mask)))
-    fit = _fit(spec, made, region)
-    start = methods.begin(
-        spec.method.kind, Scene(picture=picture_, mask=mask_, method=spec.method, fit=fit, compat=compat)
-    )
+    region = None
+    if isinstance(spec.region, OnlyMasked) and mask is not None:
+        region = around(mask, spec.region, limits.max_output_pixels)
+    scene = _scene(spec, made, mask, region)
+    fit, start = scene.fit, methods.begin(spec.method.kind, scene)
     if start.noise_mask is not None:
         width, height = fit.model
         masks.check_survives(start.noise_mask, width // sizing.MULTIPLE, height // sizing.MULTIPLE)
-    hints, notes = _hints(spec, inputs, limits, fit)
+    place = _place(spec, fit, made.size, region)
+    hints, notes = _hints(spec, inputs, limits, made.size, place)
     ready = Prepared(
         opened.source, made, mask, fit, start, (*start.hints, *hints), (*opened.source.notes, *notes),
         region, findings or Findings(),
     )  # fmt: skip
-    alpha = encode.alpha_out(made.alpha, mask)
-    if not spec.finish:
-        encode.check(spec.output, fit.output.width, fit.output.height, alpha)
+    _check_format(spec, ready)
     return ready
 
 
-def open_pictures(
-    spec: JobSpec, inputs: Mapping[str, bytes], limits: Limits
-) -> tuple[Picture, Canvas, Tensor | None]:
-    """The source, the canvas made of it, and the mask [H, W] on the canvas. Raises as `prepare`."""
+def _check_format(spec: JobSpec, ready: Prepared) -> None:
+    if not spec.finish:
+        alpha, canvas_ = encode.alpha_out(ready.canvas.alpha, ready.mask), ready.kept(ready.canvas.rgb)
+        encode.check(spec.output, canvas_.shape[1], canvas_.shape[0], alpha)
+
+
+def _scene(spec: JobSpec, made: Canvas, mask: Tensor | None, region: Region | None) -> Scene:
+    """What the method sees: the canvas, or a part of it, which the reference knows nothing of."""
+    compat = spec.compat == "comfyui"
+    if region is None or mask is None:
+        fit = sizing.centre_crop(made.size) if compat else sizing.pad_to_multiple(made.size)
+        return Scene(picture=made.rgb, mask=mask, method=spec.method, fit=fit, compat=compat)
+    fit = sizing.pad_to_multiple(region.work)
+    return Scene(
+        picture=region.cut(made.rgb), mask=region.cut_mask(mask), method=spec.method, fit=fit, compat=False
+    )
+
+
+def _as_it_was(opened: Opened, findings: Findings | None) -> Prepared:
+    """For a job in which nothing is to be repainted: its canvas under an empty mask."""
+    spec, made = opened.spec, opened.canvas
+    mask = torch.zeros(made.size.height, made.size.width)
+    fit = _scene(spec, made, None, None).fit
+    ready = Prepared(
+        opened.source, made, mask, fit, Start(fit.to_model(made.rgb), noise_mask=None), (),
+        (*opened.source.notes, "nothing was found, so nothing was repainted"),
+        findings=findings or Findings(), skipped=True,
+    )  # fmt: skip
+    _check_format(spec, ready)
+    return ready
+
+
+def open_pictures(spec: JobSpec, inputs: Mapping[str, bytes], limits: Limits) -> Opened:
+    """Decode the pictures and make the canvas. Raises `InputError`, `MaskError` as `begin`."""
     compat = spec.compat == "comfyui"
     source = picture.load(
         _input(inputs, spec.source.image, "source.image"), limits, "source.image", compat=compat
     )
     made = canvas.prepare(source, spec.prepare, limits, compat=compat)
-    if spec.mask is None:
-        return source, made, None
     images: dict[str, torch.Tensor] = {}
-    for path, part in leaves(spec.mask):
+    for path, part in leaves(spec.mask) if spec.mask is not None else ():
         if isinstance(part, ImageMask):
             where = f"{path}.image"
             data = _input(inputs, part.image, where)
             images[path] = picture.load_mask(data, limits, where, part.channel, compat=compat)
-    return source, made, masks.build(spec.mask, source, made, images, compat=compat)
+    return Opened(spec, source, made, images)
 
 
 def _hints(
-    spec: JobSpec, inputs: Mapping[str, bytes], limits: Limits, fit: Fit
+    spec: JobSpec, inputs: Mapping[str, bytes], limits: Limits, canvas_size: Size, place: Place
 ) -> tuple[list[Hint], list[str]]:
-    """What `controls` show their ControlNets, and a note for each that was not made for the canvas."""
+    """What `controls` show their ControlNets, and a note for each that was not made for the canvas.
+
+    `place` brings a hint [H, W, 3] of any size to the model's.
+    """
     compat, hints, notes = spec.compat == "comfyui", list[Hint](), list[str]()
     for i, control in enumerate(spec.controls):
-        field = f"controls[{i}].image"
-        opened = picture.load(_input(inputs, control.image, field), limits, field, compat=compat)
+        where = f"controls[{i}].image"
+        opened = picture.load(_input(inputs, control.image, where), limits, where, compat=compat)
         size = Size(opened.rgb.shape[1], opened.rgb.shape[0])
-        if size != fit.canvas:
-            notes.append(f"{field} was scaled from {size} to the canvas, {fit.canvas}")
+        if size != canvas_size:
+            notes.append(f"{where} was scaled from {size} to the canvas, {canvas_size}")
         hints.append(
             Hint(
-                controlnet=control.controlnet, picture=fit_hint(opened.rgb, fit, compat=compat),
+                controlnet=control.controlnet, picture=place(opened.rgb),
                 strength=control.strength, start=control.start, end=control.end,
                 field=f"controls[{i}].controlnet",
             )
         )  # fmt: skip
     return hints, notes
+
+
+def _place(spec: JobSpec, fit: Fit, size: Size, region: Region | None) -> Place:
+    """How a hint made for the canvas comes to the model's size: of a region, that part of it."""
+
+    def place(hint: Tensor) -> Tensor:
+        if region is None:
+            return fit_hint(hint, fit, compat=spec.compat == "comfyui")
+        return fit.to_model(region.cut(fit_hint(hint, Fit(size, size, 0, 0), compat=False)))
+
+    return place
 
 
 def _input(inputs: Mapping[str, bytes], reference: str, field: str) -> bytes:

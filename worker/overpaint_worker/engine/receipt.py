@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RECEIPT_VERSION: Final = 1
 _LIBRARIES: Final = ("overpaint", "torch", "diffusers", "transformers", "numpy", "pillow")
@@ -44,6 +47,14 @@ def describe_inputs(inputs: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
         reference: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         for reference, data in sorted(inputs.items())
     }
+
+
+def describe_mask(mask: Tensor | None) -> dict[str, Any] | None:
+    """Digest of a mask [H, W] as little-endian float32, row by row, and the size it has."""
+    if mask is None:
+        return None
+    digest = hashlib.sha256(mask.contiguous().numpy().astype("<f4").tobytes()).hexdigest()
+    return {"width": mask.shape[1], "height": mask.shape[0], "sha256": digest}
 
 
 def to_bytes(receipt: Mapping[str, Any]) -> bytes:

@@ -21,18 +21,29 @@ from torch import Tensor
 from overpaint_shared.errors import JobError, UnsupportedError
 from overpaint_shared.job import JobSpec, parse_job
 from overpaint_shared.settings import Limits
+from overpaint_worker.engine.clipseg.findings import Findings, search, texts
 from overpaint_worker.engine.controls import Control
+from overpaint_worker.engine.entries import check_entries
 from overpaint_worker.engine.methods import METHODS, Hint
 from overpaint_worker.engine.packing import Packed, pack
-from overpaint_worker.engine.preparation import Prepared, prepare
-from overpaint_worker.engine.receipt import RECEIPT_VERSION, DeviceInfo, describe_inputs, to_bytes, versions
+from overpaint_worker.engine.preparation import Opened, Prepared, begin, open_pictures
+from overpaint_worker.engine.provenance import RECEIPT_KEY, pixel_digest, with_text
+from overpaint_worker.engine.receipt import (
+    RECEIPT_VERSION,
+    DeviceInfo,
+    describe_inputs,
+    describe_mask,
+    to_bytes,
+    versions,
+)
 from overpaint_worker.engine.sampler import SAMPLERS
 from overpaint_worker.engine.schedules import SCHEDULES
 from overpaint_worker.engine.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from overpaint_shared.catalogue import ModelTraits
-    from overpaint_worker.engine.families import Model, Work
+    from overpaint_worker.engine.clipseg.store import SegmenterStore
+    from overpaint_worker.engine.families import Coder, Model, Work
     from overpaint_worker.engine.families.controlnet import ControlNet
     from overpaint_worker.engine.models import ModelStore
     from overpaint_worker.protocol import Render
@@ -41,12 +52,16 @@ T = TypeVar("T")
 Load = Callable[[str], "Model"]
 """How a session gets its model, loaded. Raises `ModelLoadError`, `UnsupportedError`."""
 
+Errand = Callable[[], Any]
+"""Work for a CPU thread that a job's device part waits for."""
+Want = str | Trajectory | Errand
+
 FEATURES: Final = frozenset(
     [f"method:{name}" for name in METHODS]
     + [f"sampler:{name}" for name in SAMPLERS]
     + [f"scheduler:{name}" for name in SCHEDULES]
-    + ["mask:image", "mask:alpha", "mask:pad", "mask:combine", "clip_skip", "differential"]
-    + ["finish", "preserve", "prompt:weights", "controls"]
+    + ["mask:image", "mask:alpha", "mask:pad", "mask:clipseg", "mask:combine", "clip_skip", "differential"]
+    + ["finish", "preserve", "region:only_masked", "prompt:weights", "controls", "lora", "vae"]
 )
 """What this engine renders, in the words of `JobSpec.features()`."""
 
@@ -58,6 +73,7 @@ class House:
     """What all sessions of an engine share."""
 
     models: ModelStore
+    segmenters: SegmenterStore
     limits: Limits
     device: DeviceInfo
 
@@ -72,6 +88,16 @@ class Result:
     """Short: size, seconds, seed."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """All the weights of a job."""
+
+    model: Model
+    coder: Coder
+    nets: list[ControlNet]
+    """One for each of the job's hints."""
+
+
 class Session:
     """One job. Built on any thread; raises nothing until `prepare`."""
 
@@ -83,6 +109,7 @@ class Session:
         self.latent: Tensor | None = None
         self._house = house
         self._spec: JobSpec | None = None
+        self._opened: Opened | None = None
         self._ready: Prepared | None = None
         self._rendered: Tensor | None = None
         self._seconds: dict[str, float] = {}
@@ -118,29 +145,33 @@ class Session:
         """
         with self._timed("prepare"):
             self._spec = resolve(parse_job(self.request.spec_json), self._house.models, self._house.limits)
-            self._ready = prepare(self._spec, self.request.inputs, self._house.limits)
+            self._opened = open_pictures(self._spec, self.request.inputs, self._house.limits)
+            if not texts(self._spec):
+                self._begin_with(None)
 
     # --------------------------------------------------------------------------------- device thread
 
-    def work(self, load: Load) -> Generator[str | Trajectory, Tensor | None, None]:
+    def work(self, load: Load) -> Generator[Want, Any, None]:
         """The device's part.
 
-        Yields the stage of the unit that its next `send` does, or the trajectory whose latent it wants sent.
+        Yields the stage of the unit that its next `send` does, an errand for a CPU thread, or the trajectory
+        whose latent it wants sent.
         """
+        if self._ready is None:
+            yield from self._search()
         spec, ready = self.spec, _there(self._ready)
+        if ready.skipped:
+            return
         yield "load"
         with self._timed("load"):
             model = load(spec.model)
-        nets: list[ControlNet] = []
-        for hint in ready.hints:
-            yield "load"
-            with self._timed("load"):
-                nets.append(self._house.models.controlnet(hint.controlnet, hint.field))
+        loaded = yield from self._loaded(model)
+        model, coder, nets = loaded.model, loaded.coder, loaded.nets
         yield "condition"
         with self._timed("condition"):
             conditionings = [model.condition(text, clip_skip=spec.clip_skip) for text in self._texts()]
-        z0 = self.z0 = yield from self._encoded(model, ready.start.picture)
-        masked = yield from self._encoded(model, ready.start.masked)
+        z0 = self.z0 = yield from self._encoded(coder, ready.start.picture)
+        masked = yield from self._encoded(coder, ready.start.masked)
         mask = self._latent_mask(_there(z0))
         extra = model.inpaint_channels(_there(z0), mask, masked)
         controls = [_control(model, net, hint) for net, hint in zip(nets, ready.hints, strict=True)]
@@ -150,14 +181,51 @@ class Session:
         began = time.perf_counter()
         self.latent = _there((yield self.trajectory))
         self._seconds["denoise"] = time.perf_counter() - began
-        self._rendered = yield from self._units("decode", model.decode(self.latent))
+        self._rendered = yield from self._units("decode", coder.decode(self.latent))
 
-    def _encoded(self, model: Model, picture: Tensor | None) -> Generator[str, Any, Tensor | None]:
+    def _search(self) -> Generator[Want, Any, None]:
+        """Find what the mask's texts name, text by text; the mask itself is made on a CPU thread."""
+        opened, found = _there(self._opened), Findings()
+        searching = search(self.spec, opened.canvas.rgb, self._house.segmenters)
+        for _ in texts(self.spec):
+            yield "load"  # the first text of a segmenter loads it
+            with self._timed("mask"):
+                found = next(searching)
+
+        def make() -> None:
+            with self._timed("mask"):
+                self._begin_with(found)
+
+        yield make
+
+    def _begin_with(self, findings: Findings | None) -> None:
+        self._ready = begin(_there(self._opened), self.request.inputs, self._house.limits, findings)
+
+    def _loaded(self, model: Model) -> Generator[str, Any, _Loaded]:
+        """What else the job names: LoRAs laid over its model, a VAE of its own, ControlNets."""
+        spec, store = self.spec, self._house.models
+        nets: list[ControlNet] = []
+        for hint in _there(self._ready).hints:
+            yield "load"
+            with self._timed("load"):
+                nets.append(store.controlnet(hint.controlnet, hint.field))
+        coder: Coder = model
+        if spec.vae is not None:
+            yield "load"
+            with self._timed("load"):
+                coder = store.vae(spec.vae)
+        if spec.loras:
+            yield "load"
+            with self._timed("load"):
+                model = model.adapted([(store.lora(use.name), use.weight) for use in spec.loras])
+        return _Loaded(model, coder, nets)
+
+    def _encoded(self, coder: Coder, picture: Tensor | None) -> Generator[str, Any, Tensor | None]:
         """The latent of a picture [h, w, 3] of the model's size, where there is one."""
         if picture is None:
             return None
-        px = _planes(picture, model)
-        return (yield from self._units("encode", model.encode(px)))
+        px = _planes(picture, self._house.models.device)
+        return (yield from self._units("encode", coder.encode(px)))
 
     def _units(self, stage: str, work: Work[T]) -> Generator[str, Any, T]:
         while True:
@@ -201,17 +269,38 @@ class Session:
         """Put the original back, encode the files, write the receipt. Raises `JobError` for `preserve`."""
         with self._timed("store"):
             note = {"Software": f"Overpaint {versions()['overpaint']}", "overpaint": self.spec.to_json()}
-            packed = pack(self.spec, _there(self._ready), _there(self._rendered), self._house.limits, note)
+            packed = pack(self.spec, _there(self._ready), self._rendered, self._house.limits, note)
         receipt = self._receipt(packed)
         summary = {
             "width": packed.width, "height": packed.height, "seed": self.spec.sampling.seed,
             "seconds": receipt["seconds"],
         }  # fmt: skip
-        return Result({**packed.files, "receipt.json": to_bytes(receipt)}, summary)
+        written = to_bytes(receipt)
+        files = {**packed.files, "receipt.json": written}
+        if self.spec.output.format == "png":
+            files[packed.image] = with_text(files[packed.image], {RECEIPT_KEY: written.decode()})
+        return Result(files, summary)
+
+    def _segmenters(self) -> list[dict[str, Any]]:
+        """The weights that found the mask, each once."""
+        names = dict.fromkeys(mask.segmenter for _, mask in texts(self.spec))
+        return [_describe(self._house.segmenters.get(name).traits) for name in names]
+
+    def _course(self) -> dict[str, Any]:
+        """How the steps went; empty where nothing was rendered."""
+        course = self.trajectory
+        if course is None:
+            return {"sigmas": [], "evaluations": None, "adjustments": []}
+        return {
+            "sigmas": [float(sigma) for sigma in course.sigmas],
+            "evaluations": {"count": course.evaluations, "rows_each": course.row_count,
+                            "alone": self.request.alone,
+                            "by_company": {str(n): k for n, k in sorted(course.companies.items())}},
+            "adjustments": course.adjustments,
+        }  # fmt: skip
 
     def _receipt(self, packed: Packed) -> dict[str, Any]:
-        trajectory, ready = _there(self.trajectory), _there(self._ready)
-        model = trajectory.model
+        ready = _there(self._ready)
         spent = {stage: round(seconds, 6) for stage, seconds in self._seconds.items()}
         total = time.perf_counter() - self._began
         return {
@@ -221,29 +310,34 @@ class Session:
             "spec": self.spec.model_dump(mode="json", by_alias=True),
             "inputs": describe_inputs(self.request.inputs),
             "model": _describe(self._house.models.traits(self.spec.model)),
+            "segmenters": self._segmenters(),
             "device": {"device": self._house.device.device, "name": self._house.device.name,
-                       "dtype": str(model.dtype).removeprefix("torch.")},
+                       "dtype": _dtype(self.trajectory)},
             "versions": versions(),
             "size": {"width": packed.width, "height": packed.height,
                      "model_width": ready.fit.model.width, "model_height": ready.fit.model.height},
-            "sigmas": [float(sigma) for sigma in trajectory.sigmas],
-            "evaluations": {"count": trajectory.evaluations, "rows_each": trajectory.row_count,
-                            "alone": self.request.alone,
-                            "by_company": {str(n): k for n, k in sorted(trajectory.companies.items())}},
-            "outside_mask": packed.outside.to_json() if packed.outside else None,
-            "adjustments": trajectory.adjustments,
+            "region": ready.region.box._asdict() if ready.region else None,
+            "picture": {"name": packed.image, "pixels_sha256": pixel_digest(packed.files[packed.image])},
+            "mask": describe_mask(ready.mask),
+            "certificate": packed.certificate.to_json() if packed.certificate else None,
+            "skipped": ready.skipped,
+            **self._course(),
             "notes": list(ready.notes),
             "seconds": {**spent, "waiting": round(max(total - sum(spent.values()), 0.0), 6),
                         "total": round(total, 6)},
         }  # fmt: skip
 
 
+def _dtype(trajectory: Trajectory | None) -> str | None:
+    return str(trajectory.model.dtype).removeprefix("torch.") if trajectory else None
+
+
 def resolve(spec: JobSpec, models: ModelStore, limits: Limits) -> JobSpec:
     """The spec with its model's defaults and, if it has none, a seed; held against this engine.
 
     Raises:
-        UnsupportedError: no such model here, or features that this engine does not have. JobError: too many
-        steps.
+        UnsupportedError: no such model or other weights here, or features that this engine does not have.
+        JobError: too many steps; weights that do not go together. ModelLoadError: some cannot be read.
 
     """
     spec = spec.resolved(models.registry.model(spec.model).defaults)
@@ -257,6 +351,7 @@ def resolve(spec: JobSpec, models: ModelStore, limits: Limits) -> JobSpec:
             f"{steps} steps are more than this farm allows",
             field="sampling.steps", value=steps, fix=f"use at most {limits.max_steps}",
         )  # fmt: skip
+    check_entries(spec, models)
     return spec if spec.sampling.seed is not None else spec.with_seed(secrets.randbelow(SEED_LIMIT))
 
 
@@ -264,14 +359,14 @@ def _control(model: Model, net: ControlNet, hint: Hint) -> Control:
     """The hint's share of the full schedule, in sigmas."""
     space = model.space
     return Control(
-        net=net, hint=_planes(hint.picture, model), strength=hint.strength,
+        net=net, hint=_planes(hint.picture, model.device), strength=hint.strength,
         first=space.at_percent(hint.start), last=space.at_percent(hint.end),
     )  # fmt: skip
 
 
-def _planes(picture: Tensor, model: Model) -> Tensor:
-    """[h, w, 3] as [1, 3, h, w] on the model's device."""
-    return picture.permute(2, 0, 1)[None].contiguous().to(model.device)
+def _planes(picture: Tensor, device: torch.device) -> Tensor:
+    """[h, w, 3] as [1, 3, h, w] on a device."""
+    return picture.permute(2, 0, 1)[None].contiguous().to(device)
 
 
 def _describe(traits: ModelTraits) -> dict[str, Any]:

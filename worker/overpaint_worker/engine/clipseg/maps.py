@@ -63,7 +63,8 @@ def indices(logits: torch.Tensor, *, threshold: float, blur: float, dilation: in
         return None
     stretched: Plane = (likely - low) / (high - low)
     grown = morphology.dilate(stretched, dilation, tapered=False)
-    return np.minimum(grown * np.float32(256), np.float32(255)).astype(np.uint8)
+    levels: Levels = np.minimum(grown * np.float32(256), np.float32(255)).astype(np.uint8)
+    return levels
 
 
 def mask(found: Levels | None, width: int, height: int) -> torch.Tensor:
@@ -104,8 +105,10 @@ def resize(levels: Levels, width: int, height: int) -> Levels:
     return ((upper + lower + 2) >> 2).astype(np.uint8)
 
 
-def _weights(length: int, wanted: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32], NDArray[np.int32]]:
-    """For each wanted cell the two it lies between, and their weights; beyond the border that cell is repeated."""
+def _weights(
+    length: int, wanted: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32], NDArray[np.int32]]:
+    """For each wanted cell the two it lies between, and their weights; the border's cells are repeated."""
     centre = ((np.arange(wanted) + 0.5) * (1 / (wanted / length)) - 0.5).astype(np.float32)
     first = np.floor(centre).astype(np.intp)
     share = centre - first.astype(np.float32)

@@ -23,6 +23,8 @@ from overpaint_worker.registry import SegmenterEntry
 
 START: Final = "<|startoftext|>"
 END: Final = "<|endoftext|>"
+LENGTH: Final = 77
+"""Tokens that CLIP's text encoder takes."""
 ARCHITECTURE: Final = "clipseg"
 _OWN_TENSOR: Final = "decoder.reduces.0.weight"
 
@@ -37,6 +39,8 @@ class Segmenter:
     _tokenizer: Tokenizer
     _length: int
     """Tokens that the text encoder takes, start and end included."""
+    _start: int
+    _end: int
 
     def logits(self, picture: torch.Tensor, text: str, field: str = "mask") -> torch.Tensor:
         """How sure it is of each cell of its own map, float32 [h, w] on the CPU.
@@ -61,8 +65,7 @@ class Segmenter:
                 f"the text has {len(words)} tokens, and the segmenter takes {self._length - 2}",
                 field=f"{field}.text", value=text, fix="use fewer words, or combine several masks",
             )  # fmt: skip
-        start, end = (self._tokenizer.token_to_id(mark) for mark in (START, END))
-        return [start, *words] + [end] * (self._length - 1 - len(words))
+        return [self._start, *words] + [self._end] * (self._length - 1 - len(words))
 
 
 def inspect(entry: SegmenterEntry, hashes: HashCache) -> ModelTraits:
@@ -90,11 +93,13 @@ def load(entry: SegmenterEntry, device: torch.device, hashes: HashCache) -> Segm
 
     traits, root = inspect(entry, hashes), _folder(entry)
     if entry.sha256 is not None and traits.sha256 != entry.sha256:
-        raise _error(entry, f"its digest is {traits.sha256}", "fetch the model again, or correct it", "sha256")
+        raise _error(
+            entry, f"its digest is {traits.sha256}", "fetch the model again, or correct it", "sha256"
+        )
     config = read_json(root / "config.json", entry)
     try:
         with _quiet():
-            network, info = CLIPSegForImageSegmentation.from_pretrained(
+            loaded: Any = CLIPSegForImageSegmentation.from_pretrained(
                 str(root), local_files_only=True, use_safetensors=True, output_loading_info=True,
                 dtype=torch.float32,
             )  # fmt: skip
@@ -102,11 +107,14 @@ def load(entry: SegmenterEntry, device: torch.device, hashes: HashCache) -> Segm
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as cause:
         message = f"the weights do not fit their configuration: {cause}"
         raise _error(entry, message, "fetch the model again") from cause
+    network, info = loaded
     if missing := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
         raise _error(entry, f"weights are missing: {missing[0]}", "fetch the model again")
     network.requires_grad_(requires_grad=False).eval()
-    length = int(config.get("text_config", {}).get("max_position_embeddings", 77))
-    return Segmenter(traits, network.to(device), processor, _tokenizer(entry, root, config), length)
+    length = int(config.get("text_config", {}).get("max_position_embeddings", LENGTH))
+    tokenizer = _tokenizer(entry, root, config)
+    start, end = (tokenizer.token_to_id(mark) or 0 for mark in (START, END))
+    return Segmenter(traits, network.to(device), processor, tokenizer, length, start, end)
 
 
 def _folder(entry: SegmenterEntry) -> Path:

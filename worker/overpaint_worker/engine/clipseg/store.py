@@ -38,17 +38,19 @@ class SegmenterStore:
             try:
                 found.append(inspect(entry, self._hashes))
             except OverpaintError as error:
-                log.warning("segmenter cannot be offered", action="model_refused", model=name, error=str(error))
+                log.warning(
+                    "entry cannot be offered", action="model_refused", entry=f"segmenters.{name}",
+                    error=str(error),
+                )  # fmt: skip
         return found
 
-    def check(self, name: str, field: str) -> None:
-        """Raises `UnsupportedError` where the registry has no such segmenter; `field` is the mask's place."""
-        self._registry.segmenter(name, f"{field}.segmenter")
+    def get(self, name: str, field: str = "mask") -> Segmenter:
+        """The segmenter, loaded if it is not; `field` is the mask's place in the job.
 
-    def get(self, name: str) -> Segmenter:
-        """The segmenter, loaded if it is not. Raises `UnsupportedError`, `ModelLoadError`."""
+        Raises `UnsupportedError`: the registry has none of that name. `ModelLoadError`: it cannot be read.
+        """
         if name not in self._loaded:
-            entry = self._registry.segmenter(name)
+            entry = self._registry.segmenter(name, f"{field}.segmenter")
             self._loaded[name] = load(entry, self._device, self._hashes)
             log.info("segmenter loaded", action="segmenter_loaded", model=name)
         return self._loaded[name]
