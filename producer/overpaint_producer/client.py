@@ -177,14 +177,18 @@ class Farm:
 
     def check(self, spec: SpecLike) -> "tuple[JobSpec, tuple[SpecWarning, ...]]":
         """The spec and warnings, if it is right and this farm's workers and limits allow it; else
-        SpecError.
+        SpecError. Of its source only the header is read, if it is a file that is there.
         """
+        from overpaint_producer.headers import size_of
         from overpaint_producer.submitting import draft_of
         from overpaint_shared.catalogue import check
+        from overpaint_shared.lint import lint
 
-        draft = next(draft_of(spec, None))
+        draft, catalogue = next(draft_of(spec, None)), self.catalogue()
         parsed = parse_job(draft.data, where=draft.where)
-        return parsed, check(parsed, self.catalogue(), self.settings.limits(), where=draft.where)
+        warnings = check(parsed, catalogue, self.settings.limits(), where=draft.where)
+        source, defaults = size_of(draft.folder / parsed.source.image), catalogue.defaults(parsed.model)
+        return parsed, (*warnings, *lint(parsed, defaults=defaults, source_size=source))
 
     def follow(self, ids: Sequence[str], timeout: float | None = None) -> Iterator[Event]:
         """What happens to jobs, from their state now until all have ended.

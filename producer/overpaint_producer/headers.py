@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF")
+"""What a worker reads."""
 _ORIENTATION: Final = 274
 _TURNED: Final = (5, 6, 7, 8)
 """Orientations that swap width and height."""

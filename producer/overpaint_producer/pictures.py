@@ -15,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from overpaint_producer.headers import FORMATS, upright_size
 from overpaint_shared.errors import InputError
 from overpaint_shared.store_keys import external_address
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from overpaint_shared.setting_views import Limits
     from overpaint_shared.store import Store
 
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # what a worker reads
 STORED = "sha256:"
 EXTERNAL = "s3://"
 SENDERS = 8  # uploads at a time
@@ -30,7 +30,7 @@ SENDERS = 8  # uploads at a time
 
 @dataclass(frozen=True, kw_only=True)
 class LocalPicture:
-    """A picture file, read but not decoded. `size` is (width, height) in pixels, as stored (before EXIF)."""
+    """A picture file, read but not decoded. `size` is (width, height) in pixels, upright."""
 
     data: bytes
     size: tuple[int, int]
@@ -79,7 +79,7 @@ def sniff(data: bytes, limits: "Limits", field: str, name: str) -> tuple[int, in
             with Image.open(BytesIO(data), formats=FORMATS) as picture:
                 # MPO is what many phones write: the photograph, then previews and the other eye's view.
                 frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
-                size = picture.size
+                size = upright_size(picture)
     except Image.DecompressionBombError as error:
         raise _too_many("pixels", "far more", limits.max_pixels, field, name) from error
     except Exception as error:  # Pillow raises what its format readers raise: no list is complete

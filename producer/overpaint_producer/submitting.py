@@ -15,6 +15,7 @@ from overpaint_shared.catalogue import Catalogue, SpecWarning, check
 from overpaint_shared.errors import ServiceError
 from overpaint_shared.job import JobSpec, parse_job
 from overpaint_shared.ledger import Ledger, Submission, SubmitConflict, Submitted, Wakeup, spec_digest
+from overpaint_shared.lint import lint
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -113,8 +114,9 @@ class Submitter:
         for path, reference in spec.image_refs():
             references.setdefault(reference, path)
         placed = self._uploader.place(references, draft.folder)
-        spec = spec.with_images({name: each.reference for name, each in placed.items()})
         source = placed[next(iter(references))]  # the first reference is the source's
+        warnings += lint(spec, defaults=catalogue.defaults(spec.model), source_size=source.size)
+        spec = spec.with_images({name: each.reference for name, each in placed.items()})
         return Ready(submission=self._submission(spec, token, catalogue, source), warnings=warnings)
 
     def _submission(

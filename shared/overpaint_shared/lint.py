@@ -48,8 +48,7 @@ MANY_STEPS: Final = 100
 
 @dataclass(frozen=True)
 class Subject:
-    """A spec, as far as it can be known before it runs. None: left to the model, whose defaults nobody "
-    "told."""
+    """A spec, as far as it can be known before it runs; None: left to a model whose defaults nobody told."""
 
     spec: JobSpec
     defaults: ModelDefaults | None
@@ -129,8 +128,7 @@ def _grey_shows(subject: Subject) -> Iterator[SpecWarning]:
         yield SpecWarning(
             path="sampling.denoise",
             message=f"{subject.denoise:g} leaves some of the grey that this method paints under the mask "
-            f"before it "
-            "encodes the picture, and the result will be dull or grey there",
+            "before it encodes the picture, and the result will be dull or grey there",
             fix=f"write 1, or take {other}, which keeps the picture",
         )
 
@@ -151,8 +149,7 @@ def _mask_is_ignored_inside(subject: Subject) -> Iterator[SpecWarning]:
     yield SpecWarning(
         path="sampling.denoise",
         message="1 with latent_noise_mask keeps nothing of what is under the mask, and a small mask is "
-        "then filled "
-        "with what fits the prompt rather than the place",
+        "then filled with what fits the prompt rather than the place",
         fix="write 0.5 to 0.9, or take a method that is made for 1: vae_encode_inpaint, inpaint_model",
     )
 
@@ -179,7 +176,7 @@ def _native_size(subject: Subject) -> Iterator[SpecWarning]:
     if side > LARGE * native and subject.denoise > KEPT:
         fix = f"scale it down in `prepare` to about {native} a side"
         if subject.spec.mask is not None and subject.spec.composite:
-            fix += f', or work on the part around the mask: "region": {{"kind": "only_masked", "size": {native}}}'
+            fix += ', or work on the part around the mask: "region": {"kind": "only_masked"}'
         yield SpecWarning(path=path, message=f"{what}: so large, things tend to appear twice", fix=fix)
     if side < SMALL * native:
         fix = f"scale it up in `prepare` to about {native} a side, and back down in `finish`"
@@ -190,7 +187,7 @@ def _worked_size(subject: Subject) -> tuple[Size | None, str]:
     """What the model sees, as far as it is known, and the part of the spec that says so."""
     region = subject.spec.region
     if isinstance(region, OnlyMasked):
-        return (region.size, region.size), "region.size"
+        return (None if region.size is None else (region.size, region.size)), "region.size"
     return subject.canvas, "prepare" if subject.spec.prepare else "source"
 
 
@@ -204,8 +201,7 @@ def _odd_sides(subject: Subject) -> Iterator[SpecWarning]:
         model = padded(canvas)
         message = (
             f"{said}: the edges are repeated up to {model[0]} x {model[1]} for the model, and cut off the "
-            f"result, "
-            f"which has {width} x {height}"
+            f"result, which has {width} x {height}"
         )
     else:
         model = cropped(canvas)
@@ -262,8 +258,7 @@ def _softness_lost(subject: Subject) -> Iterator[SpecWarning]:
         yield SpecWarning(
             path=f"{path}.ops[{hard}]",
             message=f'makes the mask "from": "{mask.from_}" hard, whose own softness is lost: only the '
-            f"width of what "
-            "follows is left",
+            "width of what follows is left",
             fix="leave `threshold` out to keep the mask's own edge",
         )
 
@@ -294,8 +289,7 @@ def _hard_differential(subject: Subject) -> Iterator[SpecWarning]:
         yield SpecWarning(
             path="sampling.differential",
             message="needs a soft mask, which says from which step on each place is repainted, and "
-            "`threshold` makes "
-            "this one hard",
+            "`threshold` makes this one hard",
             fix="leave `threshold` out, or soften the mask after it",
         )
 
@@ -310,8 +304,7 @@ def _borders_off_by_one(subject: Subject) -> Iterator[SpecWarning]:
                 yield SpecWarning(
                     path=f"{path}.ops[{i}]",
                     message=f"has, like the reference, an error of one pixel at the {sides}: the first "
-                    f"column or row "
-                    "is weakened in place of the last",
+                    "column or row is weakened in place of the last",
                     fix='write `compat`: "none" for the fade that is meant',
                 )
 
@@ -325,8 +318,7 @@ def _cannot_preserve(subject: Subject) -> Iterator[SpecWarning]:
         yield SpecWarning(
             path="preserve",
             message="will most likely fail the job: with `composite` false nothing puts the original back "
-            "outside the "
-            "mask, and encoding alone changes it by some levels",
+            "outside the mask, and encoding alone changes it by some levels",
             fix="write `composite`: true",
         )
 

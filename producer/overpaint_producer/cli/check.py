@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -17,10 +18,12 @@ from overpaint_producer.cli.context import (
     pass_context,
     say,
 )
+from overpaint_producer.cli.workflows import importer, workflow_options
 from overpaint_shared.errors import EXIT_DONE, EXIT_USAGE, SpecError
 
 if TYPE_CHECKING:
     from overpaint_producer.jobfiles import Draft
+    from overpaint_producer.workflow.drafts import Importer
     from overpaint_shared.catalogue import SpecWarning
 
 
@@ -34,20 +37,30 @@ if TYPE_CHECKING:
 @click.option(
     "--farm", "with_farm", is_flag=True, help="Also check names and features against the farm's live workers."
 )
+@workflow_options
 @json_option
 @farm_options
 @pass_context
-def validate(context: Context, *, files: tuple[str, ...], with_farm: bool, as_json: bool) -> int:
+def validate(
+    context: Context,
+    *,
+    files: tuple[str, ...],
+    with_farm: bool,
+    model_map: dict[str, str],
+    input_dir: Path | None,
+    as_json: bool,
+) -> int:
     """Check job files without submitting them.
 
-    FILE is as for submit. Checks the spec and the operator's limits; pictures are not looked at. Exit 2 if
-    any job is wrong; all problems of all files are told.
+    FILE is as for submit. Checks the spec and the operator's limits, and tells known mistakes; of the
+    pictures only the source's size is read. Exit 2 if any job is wrong; all problems of all files are told.
     """
     wrong = 0
     with context.farm() if with_farm else nullcontext() as farm:
         catalogue = farm.catalogue() if farm is not None else None
         check = _checker(context, catalogue)
-        for outcome in _drafts(files):
+        workflows = importer(model_map, input_dir, lambda: catalogue, may_guess=True)
+        for outcome in _drafts(files, workflows):
             wrong += not _tell(outcome, check, as_json=as_json)
     return EXIT_USAGE if wrong else EXIT_DONE
 
@@ -56,29 +69,34 @@ Check = Callable[["Draft"], "tuple[SpecWarning, ...]"]
 
 
 def _checker(context: Context, catalogue: object) -> Check:
+    from overpaint_producer.headers import size_of
     from overpaint_shared.catalogue import Catalogue, check
     from overpaint_shared.job import parse_job
+    from overpaint_shared.lint import lint
 
     limits = context.settings().limits()
 
     def checked(draft: "Draft") -> "tuple[SpecWarning, ...]":
         spec = parse_job(draft.data, where=draft.where)
-        if isinstance(catalogue, Catalogue):
-            return check(spec, catalogue, limits, where=draft.where)
-        check(spec, Catalogue(), limits, where=draft.where)  # its only warning is that no worker was asked
-        return ()
+        asked = catalogue if isinstance(catalogue, Catalogue) else Catalogue()
+        warnings = check(spec, asked, limits, where=draft.where)
+        if asked is not catalogue:
+            warnings = ()  # the only one is that no worker was asked
+        source, defaults = size_of(draft.folder / spec.source.image), asked.defaults(spec.model)
+        return (*warnings, *lint(spec, defaults=defaults, source_size=source))
 
     return checked
 
 
-def _drafts(files: Sequence[str]) -> Iterator["Draft | SpecError"]:
+def _drafts(files: Sequence[str], workflows: "Importer") -> Iterator["Draft | SpecError"]:
     """Every draft; a file that cannot be read is told in its place, and the next one is read."""
     from overpaint_producer import jobfiles
 
     for name in files:
         try:
             for path in jobfiles.expand([name]):
-                yield from jobfiles.read(path, sys.stdin.buffer)
+                for draft in jobfiles.read(path, sys.stdin.buffer):
+                    yield from workflows.expand(draft)
         except SpecError as error:
             yield error
 

@@ -212,19 +212,36 @@ def _check_files(files: Sequence[str], sweep: Sweep, options: "Options", workflo
         parse_job(options.applied(draft).data, where=draft.where)
 
 
+class _Notes:
+    """Tells each note once, and of a thousand different ones the first few."""
+
+    MOST = 20
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def tell(self, notes: Sequence[str]) -> None:
+        """On standard error."""
+        for note in notes:
+            if note in self._told or len(self._told) > self.MOST:
+                continue
+            self._told.add(note)
+            if len(self._told) > self.MOST:
+                note = "there are more notes; `overpaint validate` tells all"  # noqa: PLW2901
+            say(f"overpaint: note: {note}")
+
+
 def _submitted(
     farm: "Farm", drafts: Iterator["Draft"], options: "Options", *, as_json: bool, wait: bool
 ) -> Iterator["Job"]:
     """Submit, printing each job as it is recorded: those printed are submitted, whatever comes later."""
     first = list(itertools.islice(drafts, 2))
-    warned: set[str] = set()
+    told = _Notes()
     for draft, job in farm.submit_drafts(itertools.chain(first, drafts), options, many=len(first) > 1):
-        for warning in (str(each) for each in job.warnings):
-            if warning not in warned:
-                warned.add(warning)
-                say(f"overpaint: note: {warning}")
+        warnings = [str(warning) for warning in job.warnings]
+        told.tell(warnings)
         if not as_json:
             click.echo(job.id)
         elif not wait:
-            emit({"id": job.id, "created": job.created, "where": draft.where})
+            emit({"id": job.id, "created": job.created, "where": draft.where, "warnings": warnings})
         yield job
