@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -67,14 +67,28 @@ def tiny_registry() -> Path:
     return build_tiny_registry()
 
 
+@pytest.fixture(scope="session")
+def sdxl_registry() -> Path:
+    """Path of a `models.toml` with the tiny SDXL models `xl`, `xl-single`, `xl-inpaint`, `xl-inpaint-single`,
+    the ControlNet `xl`, and the tiny SD model `tiny`."""
+    from tests.weights_sdxl import build_sdxl_registry  # only tests that render need torch
+
+    return build_sdxl_registry()
+
+
 def build_tiny_registry() -> Path:
     """Build the tiny weights if this user has none of this version yet, and return their `models.toml`."""
+    return cached(f"tiny-{_key()}", _build) / "models.toml"
+
+
+def cached(name: str, build: Callable[[Path], None]) -> Path:
+    """This user's folder of that name; `build` makes it, whole, if it is not there yet."""
     root = _cache_root()
-    folder = root / f"tiny-{_key()}"
+    folder = root / name
     with _locked(root / "lock"):
         if not folder.exists():
-            _build(folder)
-    return folder / "models.toml"
+            build(folder)
+    return folder
 
 
 def _cache_root() -> Path:
@@ -115,12 +129,12 @@ def _build(folder: Path) -> None:
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
             stdout=subprocess.DEVNULL,
         )
-        _copy_json(result / "weights" / "diffusers" / "sd15", result / "config" / "sd15")
+        copy_json(result / "weights" / "diffusers" / "sd15", result / "config" / "sd15")
         (result / "models.toml").write_text(MODELS_TOML)
         result.rename(folder)
 
 
-def _copy_json(source: Path, target: Path) -> None:
+def copy_json(source: Path, target: Path) -> None:
     """Only the configurations: a single file's weights must not be able to come from the folder."""
     for path in source.glob("*/*config.json"):
         copy = target / path.relative_to(source)
