@@ -1,44 +1,41 @@
-"""The commands that need the engine: `overpaint render`, `overpaint prepare`. torch waits until they run."""
+"""The commands that need the engine: `overpaint render`, `prepare`, `mask`. torch waits until they run."""
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
 from overpaint_shared.errors import (
-    EXIT_INTERRUPTED,
     InputError,
     MissingExtraError,
     OverpaintError,
+    Problem,
     SettingsError,
+    SpecError,
     UnsupportedError,
 )
 from overpaint_shared.job import JobSpec, parse_job
 from overpaint_shared.settings import Limits
 from overpaint_worker import protocol as p
+from overpaint_worker.engine.options import EngineOptions
+from overpaint_worker.registry import Registry
+from overpaint_worker.terminal import Show, bar, say, words_for_errors
 
 if TYPE_CHECKING:
+    from overpaint_worker.engine.clipseg.findings import Findings
     from overpaint_worker.engine.conductor import Conductor
+    from overpaint_worker.engine.preparation import Opened
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 HERE: Final = "here"
 """The job's name where there is no farm to give it one."""
+
+NO_REGISTRY: Final = Path()
+"""Where none is named: the current folder is no file, so that it cannot be one."""
 
 _job = click.argument("job", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 _out = click.option(
@@ -46,7 +43,21 @@ _out = click.option(
     help="Folder to write to; made if it is not there.",
 )  # fmt: skip
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
-_quiet = click.option("--quiet", is_flag=True, help="No progress on standard error.")
+quiet_option = click.option("--quiet", is_flag=True, help="No progress on standard error.")
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, or cuda:N.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), default=None,
+    help="torch's threads within one operation. [default: the machine's cores]",
+)  # fmt: skip
+
+
+def registry_option(*, required: bool) -> Callable[[F], F]:
+    """`--registry`."""
+    what = "The model registry, models.toml" + ("." if required else "; for masks that words find.")
+    return click.option(
+        "--registry", type=click.Path(dir_okay=False, path_type=Path), required=required,
+        envvar="OVERPAINT_REGISTRY", show_envvar=True, help=what,
+    )  # fmt: skip
 
 
 @click.command(
@@ -60,18 +71,12 @@ Exit codes: 0 rendered, 1 the job failed, 2 the command or the spec is wrong, 13
 """
 )
 @_job
-@click.option(
-    "--registry", type=click.Path(dir_okay=False, path_type=Path), required=True,
-    envvar="OVERPAINT_REGISTRY", show_envvar=True, help="The model registry, models.toml.",
-)  # fmt: skip
-@click.option("--device", default="cpu", show_default=True, help="cpu, or cuda:N.")
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=None,
-    help="torch's threads within one operation. [default: the machine's cores]",
-)  # fmt: skip
+@registry_option(required=True)
+@device_option
+@threads_option
 @_out
 @_as_json
-@_quiet
+@quiet_option
 def render(  # noqa: PLR0917 - click calls it by name
     job: Path, registry: Path, device: str, threads: int | None, out: Path, as_json: bool, quiet: bool
 ) -> None:
@@ -80,23 +85,12 @@ def render(  # noqa: PLR0917 - click calls it by name
     JOB is a job spec; picture paths in it are relative to its folder. Writes image.png (or .webp, .jpeg),
     mask.png and receipt.json.
     """
-    with _words_for_errors(as_json=as_json):
+    with words_for_errors(as_json=as_json):
         spec, inputs = read_job(job)
-        _need_engine()
-        from overpaint_worker.engine.options import EngineOptions
-
-        options = EngineOptions(
-            fd=-1,
-            registry=registry,
-            device=device,
-            threads=threads or _cores(),
-            hashes=_hashes(),
-            limits=Limits(),
-        )
-        with _bar(show=not quiet and not as_json) as show:
-            done = _render_here(spec, inputs, options, show)
+        with bar(show=not quiet and not as_json) as show:
+            done = render_here(spec, inputs, engine_options(registry, device, threads), show)
         paths = write_files(out, done.files)
-        _say(as_json, {"files": [str(path) for path in paths], **done.summary}, paths)
+        say(as_json, {"files": [str(path) for path in paths], **done.summary}, paths)
 
 
 @click.command(
@@ -110,20 +104,59 @@ Exit codes: 0 prepared, 1 a picture or mask is wrong, 2 the command or the spec 
 """
 )
 @_job
+@registry_option(required=False)
+@device_option
+@threads_option
 @_out
 @_as_json
-def prepare(job: Path, out: Path, as_json: bool) -> None:
+def prepare(  # noqa: PLR0917 - click calls it by name
+    job: Path, registry: Path | None, device: str, threads: int | None, out: Path, as_json: bool
+) -> None:
     """Do only what needs no diffusion model: write canvas.png and mask.png.
 
     JOB is a job spec; picture paths in it are relative to its folder. Shows what would be rendered, and
-    where.
+    where. A mask that words find needs the registry, and comes with heatmap.png.
     """
-    with _words_for_errors(as_json=as_json):
+    with words_for_errors(as_json=as_json):
         spec, inputs = read_job(job)
-        _need_engine()
-        files, about = _prepared(spec, inputs)
+        files, about = prepared(spec, inputs, engine_options(registry or NO_REGISTRY, device, threads))
         paths = write_files(out, files)
-        _say(as_json, {"files": [str(path) for path in paths], **about}, paths)
+        say(as_json, {"files": [str(path) for path in paths], **about}, paths)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  overpaint mask job.json --registry models.toml --out look
+  overpaint mask job.json --json
+
+\b
+Exit codes: 0 made, 1 a picture is wrong or nothing was found, 2 the command or the spec is wrong.
+"""
+)
+@_job
+@registry_option(required=False)
+@device_option
+@threads_option
+@_out
+@_as_json
+def mask(  # noqa: PLR0917 - click calls it by name
+    job: Path, registry: Path | None, device: str, threads: int | None, out: Path, as_json: bool
+) -> None:
+    """Make only the mask: write mask.png, and heatmap.png for a mask that words find.
+
+    JOB is a job spec; picture paths in it are relative to its folder. A mask that words find needs the
+    registry's segmenter, and no diffusion model.
+    """
+    with words_for_errors(as_json=as_json):
+        spec, inputs = read_job(job)
+        if spec.mask is None:
+            missing = Problem(path="mask", message="is missing: the whole picture would be repainted")
+            raise SpecError(f"{job} is wrong:", [missing])
+        files, about = prepared(spec, inputs, engine_options(registry or NO_REGISTRY, device, threads))
+        del files["canvas.png"]
+        paths = write_files(out, files)
+        say(as_json, {"files": [str(path) for path in paths], **about}, paths)
 
 
 def read_job(path: Path) -> tuple[JobSpec, dict[str, bytes]]:
@@ -165,7 +198,21 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
     return [folder / name for name in files]
 
 
-def _render_here(spec: JobSpec, inputs: Mapping[str, bytes], options: Any, show: Show) -> p.Done:
+def engine_options(registry: Path, device: str, threads: int | None) -> EngineOptions:
+    """How the engine runs in this process. Raises `MissingExtraError` where it is not installed."""
+    _need_engine()
+    return EngineOptions(
+        fd=-1,
+        registry=registry,
+        device=device,
+        threads=threads or _cores(),
+        hashes=_hashes(),
+        limits=Limits(),
+    )
+
+
+def render_here(spec: JobSpec, inputs: Mapping[str, bytes], options: EngineOptions, show: Show) -> p.Done:
+    """Render one job in this process. Raises the typed error that it fails with."""
     from overpaint_worker.engine.assemble import build
 
     ends: list[p.Done | p.Failed | p.Cancelled] = []
@@ -192,23 +239,55 @@ def _until_done(conductor: Conductor) -> None:
         conductor.close()
 
 
-def _prepared(spec: JobSpec, inputs: Mapping[str, bytes]) -> tuple[dict[str, bytes], dict[str, Any]]:
+def prepared(
+    spec: JobSpec, inputs: Mapping[str, bytes], options: EngineOptions
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """`canvas.png`, `mask.png`, heat maps, and what there is to say of them.
+
+    Raises `InputError`, `MaskError`; `SettingsError` where a text wants a registry and there is none.
+    """
     from overpaint_shared.job import Output
     from overpaint_worker.engine import encode, masks
-    from overpaint_worker.engine.packing import mask_png
+    from overpaint_worker.engine.packing import heat_files, mask_png
     from overpaint_worker.engine.preparation import open_pictures
 
-    source, canvas, mask = open_pictures(spec, inputs, Limits())
+    opened = open_pictures(spec, inputs, options.limits)
+    canvas, findings = opened.canvas, _found(opened, options)
     files = {"canvas.png": encode.encode(canvas.rgb, Output(), canvas.icc, canvas.alpha, depth=canvas.depth)}
     about: dict[str, Any] = {
         "width": canvas.size.width,
         "height": canvas.size.height,
-        "notes": list(source.notes),
+        "notes": list(opened.source.notes),
     }
-    if mask is not None:
-        files["mask.png"] = mask_png(mask)
-        about["mask_coverage"] = round(masks.coverage(mask), 6)
-    return files, about
+    try:
+        made = opened.mask(findings)
+    except masks.NothingToRepaint:
+        made = canvas.rgb.new_zeros(canvas.size.height, canvas.size.width)
+        about["notes"].append("nothing was found, so nothing would be repainted")
+    if made is not None:
+        files["mask.png"] = mask_png(made)
+        about["mask_coverage"] = round(masks.coverage(made), 6)
+    return files | heat_files(findings.heat_maps(canvas.rgb)), about
+
+
+def _found(opened: Opened, options: EngineOptions) -> Findings:
+    """What the job's texts find in its canvas."""
+    import torch
+
+    from overpaint_worker.engine.assemble import open_device, set_up_torch
+    from overpaint_worker.engine.clipseg.findings import Findings, search, texts
+    from overpaint_worker.engine.clipseg.store import SegmenterStore
+
+    if not texts(opened.spec):
+        return Findings()
+    if options.registry == NO_REGISTRY:
+        fix = "name the models.toml whose segmenter finds it"
+        raise SettingsError("a mask that words find needs a registry", field="--registry", fix=fix)
+    set_up_torch(options.threads)
+    store = SegmenterStore(Registry.load(options.registry), open_device(options.device), options.hashes)
+    with torch.inference_mode():
+        *_, found = search(opened.spec, opened.canvas.rgb, store)
+    return found
 
 
 def _need_engine() -> None:
@@ -232,63 +311,3 @@ def _hashes() -> Path:
 
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(home) / "overpaint" / "hashes.json"
-
-
-class Show:
-    """Takes a job's progress to the terminal; does nothing if nobody looks."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-        self._task: TaskID | None = progress.add_task("prepare", total=None) if progress else None
-
-    def __call__(self, message: p.Progress) -> None:
-        """One more step."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(
-                self._task, description=message.stage, completed=message.step, total=message.of
-            )
-
-
-@contextmanager
-def _bar(*, show: bool) -> Iterator[Show]:
-    """A progress bar on standard error, where that is a terminal."""
-    console = Console(stderr=True)
-    if not (show and console.is_terminal):
-        yield Show(None)
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description:<9}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield Show(progress)
-
-
-def _say(as_json: bool, about: Mapping[str, Any], paths: list[Path]) -> None:
-    if as_json:
-        click.echo(json.dumps(about))
-        return
-    for path in paths:
-        click.echo(path)
-
-
-@contextmanager
-def _words_for_errors(*, as_json: bool) -> Iterator[None]:
-    """Expected failures in words and with their exit code; surprises keep their traceback."""
-    from overpaint_worker.logs import configure
-
-    configure(as_json=as_json)
-    logging.getLogger().setLevel(logging.ERROR)  # what is expected is said in words below
-    try:
-        yield
-    except OverpaintError as error:
-        if as_json:
-            click.echo(json.dumps({"error": error.to_json()}))
-        click.echo(f"overpaint: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("overpaint: interrupted", err=True)
-        sys.exit(EXIT_INTERRUPTED)

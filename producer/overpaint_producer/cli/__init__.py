@@ -43,6 +43,8 @@ COMMANDS = {
 WORKER_COMMANDS = {
     "render": "Render one job in this process: no Redis, no S3.",
     "prepare": "Do only what needs no diffusion model: write canvas.png and mask.png.",
+    "mask": "Make only the mask: write mask.png, and heatmap.png for a mask that words find.",
+    "rerender": "Render a receipt's job again, and say whether the picture is the same.",
 }
 """Commands that the worker brings: they need its extra, and are shown without it, too."""
 
