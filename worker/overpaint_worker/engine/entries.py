@@ -24,7 +24,7 @@ def check_entries(spec: JobSpec, models: ModelStore) -> None:
 
     """
     model = models.traits(spec.model)
-    for field, entry in _named(spec, models.registry):
+    for field, entry in named(spec, models.registry):
         found = difference(models.traits_of(entry), model)
         if found is not None:
             what, its, models_own = found
@@ -40,7 +40,7 @@ def check_entries(spec: JobSpec, models: ModelStore) -> None:
         )  # fmt: skip
 
 
-def _named(spec: JobSpec, registry: Registry) -> Iterator[tuple[str, Entry]]:
+def named(spec: JobSpec, registry: Registry) -> Iterator[tuple[str, Entry]]:
     """Every entry but the model and segmenters, with the field that names it."""
     if isinstance(spec.method, ControlnetInpaint):
         yield "method.controlnet", registry.controlnet(spec.method.controlnet, "method.controlnet")

@@ -23,7 +23,7 @@ from overpaint_shared.job import JobSpec, parse_job
 from overpaint_shared.settings import Limits
 from overpaint_worker.engine.clipseg.findings import Findings, search, texts
 from overpaint_worker.engine.controls import Control
-from overpaint_worker.engine.entries import check_entries
+from overpaint_worker.engine.entries import check_entries, named
 from overpaint_worker.engine.methods import METHODS, Hint
 from overpaint_worker.engine.packing import Packed, pack
 from overpaint_worker.engine.preparation import Opened, Prepared, begin, open_pictures
@@ -281,6 +281,15 @@ class Session:
             files[packed.image] = with_text(files[packed.image], {RECEIPT_KEY: written.decode()})
         return Result(files, summary)
 
+    def _weights(self) -> list[dict[str, Any]]:
+        """What the job named besides its model: ControlNets, LoRAs, a VAE."""
+        store = self._house.models
+        found = [(field, store.traits_of(entry)) for field, entry in named(self.spec, store.registry)]
+        return [
+            {"field": field, "kind": traits.kind, "name": traits.name, "sha256": traits.sha256}
+            for field, traits in found
+        ]
+
     def _segmenters(self) -> list[dict[str, Any]]:
         """The weights that found the mask, each once."""
         names = dict.fromkeys(mask.segmenter for _, mask in texts(self.spec))
@@ -310,6 +319,7 @@ class Session:
             "spec": self.spec.model_dump(mode="json", by_alias=True),
             "inputs": describe_inputs(self.request.inputs),
             "model": _describe(self._house.models.traits(self.spec.model)),
+            "weights": self._weights(),
             "segmenters": self._segmenters(),
             "device": {"device": self._house.device.device, "name": self._house.device.name,
                        "dtype": _dtype(self.trajectory)},
