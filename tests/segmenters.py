@@ -14,7 +14,8 @@ def build(folder: Path) -> Path:
     """Write the model's folder: 64 pixels, patches of 8, CLIP's vocabulary, and what shows it pictures."""
     _network().save_pretrained(folder)
     shown = {
-        "image_processor_type": "ViTImageProcessor", "do_resize": True, "do_rescale": True, "do_normalize": True,
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True, "do_rescale": True, "do_normalize": True,
         "size": {"height": SIDE, "width": SIDE}, "resample": 2,
         "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225],
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""From logits to mask and heat map: the reference's own outputs, OpenCV's and matplotlib's, and first principles."""
+"""From logits to mask and heat map: against the reference, OpenCV, matplotlib, and first principles."""
 
 from pathlib import Path
 

@@ -11,7 +11,9 @@ from overpaint_shared.job import OnlyMasked
 from overpaint_worker.engine.region import around
 
 
-def blob(height: int, width: int, top: int, left: int, bottom: int, right: int) -> torch.Tensor:
+def blob(*numbers: int) -> torch.Tensor:
+    """Height, width; then the blob's top, left, bottom, right."""
+    height, width, top, left, bottom, right = numbers
     mask = torch.zeros(height, width)
     mask[top:bottom, left:right] = 1
     return mask
