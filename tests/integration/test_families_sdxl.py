@@ -251,6 +251,16 @@ def test_every_family_has_its_own_file(sdxl_registry: Path) -> None:
     assert {name: family(name).name for name in FAMILIES} == {"sd": "sd", "sdxl": "sdxl"}
 
 
+def test_a_single_files_marks_tell_how_it_was_trained(single: Path) -> None:
+    weights, it = load_file(single), entry(single, single.parent, config="config")
+
+    save_file(weights | {"v_pred": torch.zeros(0)}, single)
+    assert SdxlFamily().inspect(it).prediction == "v"
+    save_file(weights | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, single)
+    with pytest.raises(ModelLoadError, match="rescale_betas_zero_snr"):
+        SdxlFamily().inspect(it)
+
+
 # --- text
 
 
@@ -368,6 +378,19 @@ def test_pooled_text_and_sizes_reach_the_weights(xl: SdxlModel) -> None:
     assert float((xl.denoise(x, sigma, {**hat, "pooled": none["pooled"]}) - plain).abs().max()) > 1e-2
     turned = xl.denoise(x.transpose(2, 3).contiguous(), sigma, hat).transpose(2, 3)
     assert float((turned - plain).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_reaches_the_whole_network(
+    xl: SdxlModel, sdxl_registry: Path, dtype: torch.dtype
+) -> None:
+    half = SdxlFamily().load(Registry.load(sdxl_registry).model("xl"), "cpu", dtype)
+    x, told = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2)), tensors(xl, "a hat")
+
+    found, exact = half.denoise(x, SIGMAS[2:], told), xl.denoise(x, SIGMAS[2:], told)
+
+    assert found.dtype is torch.float32
+    assert 0 < float((found - exact).abs().max()) < 0.05 * float(exact.abs().max())
 
 
 def test_a_row_does_not_feel_its_company(xl: SdxlModel) -> None:

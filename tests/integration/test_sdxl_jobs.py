@@ -1,4 +1,4 @@
-"""SDXL jobs through the engine: every method, company, and the same steps by hand with diffusers' own parts."""
+"""SDXL jobs through the engine: every method, company, and the same steps by hand with diffusers' parts."""
 
 import json
 from itertools import pairwise
@@ -114,7 +114,8 @@ def told(root, prompt):
     ids = tokenize(prompt)
     left, right = (
         encoder(
-            input_ids=torch.tensor([[49406, *ids, 49407, *[pad] * (75 - len(ids))]]), output_hidden_states=True
+            input_ids=torch.tensor([[49406, *ids, 49407, *[pad] * (75 - len(ids))]]),
+            output_hidden_states=True,
         )
         for encoder, pad in ((first, 49407), (second, 0))
     )

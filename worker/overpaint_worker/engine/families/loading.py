@@ -39,6 +39,9 @@ _TELLING: Final = {"text_encoder_2", "text_encoder_3", "transformer"}
 """Parts that tell families apart."""
 _FOLDER_INPUT: Final = "conv_in.weight"
 _SINGLE_INPUT: Final = "model.diffusion_model.input_blocks.0.0.weight"
+_V_MARK: Final = "v_pred"
+_ZERO_TERMINAL_MARK: Final = "ztsnr"
+"""Tensors that say by their names alone how a single file was trained."""
 _PREDICTIONS: Final[dict[str, Prediction]] = {
     "epsilon": "epsilon",
     "eps": "epsilon",
@@ -160,6 +163,8 @@ def _survey_file(entry: ModelEntry, layout: Layout, path: Path) -> Checkpoint:
             raise _error(entry, f"{path.name} holds no {part} of {layout.title}", fix)
     config = config_folder(entry, layout, header)
     scheduler = read_json(config / "scheduler" / "scheduler_config.json", entry)
+    if _ZERO_TERMINAL_MARK in header.tensors:
+        scheduler["rescale_betas_zero_snr"] = True
     return Checkpoint(
         entry=entry,
         layout=layout,
@@ -169,7 +174,7 @@ def _survey_file(entry: ModelEntry, layout: Layout, path: Path) -> Checkpoint:
         variants={},
         in_channels=_width(entry, [header], _SINGLE_INPUT),
         context_width=_width(entry, [header], layout.single_context),
-        prediction=_prediction(entry, scheduler, header.metadata),
+        prediction=_prediction(entry, scheduler, _told(header)),
         scheduler=scheduler,
     )
 
@@ -182,7 +187,7 @@ def config_folder(entry: ModelEntry, layout: Layout, header: Header) -> Path:
     if entry.config is not None:
         return named_config(entry, None)
     width = _width(entry, [header], layout.single_context)
-    return named_config(entry, layout.guess(entry, width, _told(header.metadata)))
+    return named_config(entry, layout.guess(entry, width, _told(header)))
 
 
 def named_config(entry: Configured, guess: str | None) -> Path:
@@ -205,15 +210,17 @@ def named_config(entry: Configured, guess: str | None) -> Path:
     return shipped.get(entry.config, folder)
 
 
-def _told(metadata: Mapping[str, str]) -> Prediction | None:
-    return _PREDICTIONS.get(metadata.get("modelspec.prediction_type", ""))
+def _told(header: Header) -> Prediction | None:
+    """What a single file says that it predicts: in its metadata or, as SDXL files do, by an empty tensor."""
+    said = _PREDICTIONS.get(header.metadata.get("modelspec.prediction_type", ""))
+    return said or ("v" if _V_MARK in header.tensors else None)
 
 
 def _prediction(
-    entry: ModelEntry, scheduler: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+    entry: ModelEntry, scheduler: Mapping[str, Any], told: Prediction | None = None
 ) -> Prediction:
     """The registry's word, else the file's own, else the configuration's."""
-    said = entry.prediction or _told(metadata or {})
+    said = entry.prediction or told
     if said is not None:
         return said
     name = str(scheduler.get("prediction_type", "epsilon"))
