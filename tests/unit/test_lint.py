@@ -61,6 +61,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "mask.ops[0]", "own softness",
     ),
     "softness that is rounded": (masked(GREY, FEATHER, composite=False), "mask.ops[0]", "rounds its mask"),
+    "softness that is undone before it is rounded": (
+        masked(GREY, FEATHER, THRESHOLD, composite=False), "mask.ops[1]", "hard again",
+    ),
     "hard differential": (
         masked(NOISE, THRESHOLD, sampling={"differential": True}), "sampling.differential", "soft mask",
     ),

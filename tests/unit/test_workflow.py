@@ -96,6 +96,20 @@ def test_inpaint_model_conditioning_is_refused_without_noise_mask_or_in_parts() 
     assert problem(changed(other, "3", latent_image=["50", 0])).path == "node 3 (KSampler).latent_image"
 
 
+def test_texts_and_latent_of_two_inpaint_model_conditionings_are_refused() -> None:
+    made = inpaint_model()
+    other = changed(made, "5", mask=["51", 0])["5"]
+    mixed = changed(
+        made | {"50": other, "51": node("InvertMask", mask=["10", 1])}, "3", latent_image=["50", 2]
+    )
+    assert problem(mixed).path == "node 3 (KSampler).positive"
+
+
+def test_no_latent_has_two_noise_masks() -> None:
+    made = changed(graph(**noise()), "5", samples=["51", 0]) | {"51": grey()}
+    assert problem(made).path == "node 5 (SetLatentNoiseMask).samples"
+
+
 def controlled(latent: Graph, hint_mask: list[Any] | None = None, **more: Any) -> Graph:
     """ControlNet Inpaint."""
     made = latent | {
@@ -137,6 +151,13 @@ def test_a_hint_of_another_mask_than_the_latents_is_refused() -> None:
 def test_a_hint_for_repainting_needs_a_mask_on_the_noise() -> None:
     found = problem(controlled(graph()))
     assert (found.path, "sets no mask" in found.message) == ("node 22 (ControlNetApplyAdvanced).image", True)
+
+
+def test_a_second_hint_for_repainting_is_refused() -> None:
+    made = controlled(graph(grey()))
+    again = changed(made, "22", positive=["22", 0], negative=["22", 1])["22"]
+    found = problem(changed(made | {"24": again}, "3", positive=["24", 0], negative=["24", 1]))
+    assert (found.path, "second" in found.message) == ("node 24 (ControlNetApplyAdvanced).image", True)
 
 
 def test_a_black_hint_is_refused() -> None:
@@ -229,6 +250,8 @@ def test_another_vae_is_named_and_must_encode_and_decode() -> None:
 def test_parts_of_another_checkpoint_are_refused() -> None:
     made = graph(n12=node("CheckpointLoaderSimple", ckpt_name="other.safetensors"))
     assert problem(changed(made, "7", clip=["12", 1])).path == "node 3 (KSampler).negative"
+    texts = changed(changed(made, "7", clip=["12", 1]), "6", clip=["12", 1])
+    assert problem(texts).path == "node 3 (KSampler).positive"
     both = changed(changed(made, "5", vae=["12", 2]), "8", vae=["12", 2])
     assert problem(both).path == "node 8 (VAEDecode).vae"
 
@@ -312,6 +335,19 @@ def test_the_mask_of_one_of_two_pads_is_refused() -> None:
     assert problem(made).path == "node 5 (VAEEncodeForInpaint).mask"
 
 
+def test_the_mask_of_a_pad_goes_with_its_picture_only() -> None:
+    later = node("ImageScaleBy", image=["13", 0], upscale_method="lanczos", scale_by=2.0)
+    made = prepared(grey, ["13", 1], op=later, n13=PAD)
+    assert spec(made)["mask"] == {"from": "pad"}
+    assert "prepare" in problem(changed(made, "12", scale_by=1.5) | noise_over(made, ["13", 1])).message
+    assert "not the one repainted" in problem(prepared(grey, ["13", 1], op=DOUBLE, n13=PAD)).message
+
+
+def noise_over(made: Graph, mask: list[Any]) -> Graph:
+    """Set Latent Noise Mask instead of node 5, on the picture of node 12."""
+    return {name.removeprefix("n"): value for name, value in noise(mask, ["12", 0]).items()}
+
+
 def test_a_rendered_picture_is_not_padded() -> None:
     made = changed(graph(n12=changed({"12": PAD}, "12", image=["8", 0])["12"]), "9", images=["12", 0])
     assert problem(made).path == "node 12 (ImagePadForOutpaint).image"
@@ -370,7 +406,8 @@ def test_a_mask_of_the_prepared_size_is_taken_there_with_all_operations() -> Non
         n13=node("LoadImageMask", image="large.png", channel="red"),
         n14=node("GrowMask", mask=["13", 0], expand=4, tapered_corners=True),
     )
-    assert spec(made)["mask"]["at"] == "canvas"
+    (job,) = convert(made, size_of=SIZES.get).jobs
+    assert (job.spec["mask"]["at"], [note for note in job.notes if "sizes" in note]) == ("canvas", [])
 
 
 def test_a_mask_of_neither_size_is_refused_and_of_an_unknown_one_noted() -> None:

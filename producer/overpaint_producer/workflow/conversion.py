@@ -73,7 +73,7 @@ def convert(
     """
     graph = graphs.build(_object(data, where), where)
     shown, skipped = _outputs(graph, where)
-    _require_known(graph, shown, skipped, where)
+    _require_known(graph, shown, where)
     found = _Conversion(graph, names or Names(), size_of, reference)
     jobs = [job for node in shown if (job := found.job(node)) is not None]
     if found.problems:
@@ -116,10 +116,9 @@ def _outputs(graph: Graph, where: str) -> tuple[list[Node], list[Node]]:
     return shown, skipped
 
 
-def _require_known(graph: Graph, shown: Iterable[Node], skipped: Iterable[Node], where: str) -> None:
+def _require_known(graph: Graph, shown: Iterable[Node], where: str) -> None:
     """Refuse every node of an unknown class that a picture needs, or that may be an output of its own."""
-    needed = _feeding(graph, shown)
-    spared = _feeding(graph, skipped) - needed
+    needed = {name for node in shown for name in graph.feeding(node.id)}
     ends = {node.id for node in unconsumed(graph)}
     problems = [
         Problem(
@@ -129,7 +128,7 @@ def _require_known(graph: Graph, shown: Iterable[Node], skipped: Iterable[Node],
             suggestion=nearest(node.class_type, KINDS),
         )
         for node in graph.nodes.values()
-        if node.class_type not in KINDS and (node.id in needed or (node.id in ends and node.id not in spared))
+        if node.class_type not in KINDS and node.id in needed | ends
     ]
     if problems:
         raise SpecError(
@@ -137,10 +136,6 @@ def _require_known(graph: Graph, shown: Iterable[Node], skipped: Iterable[Node],
             problems[:MOST_PROBLEMS],
             fix=f"converted are {', '.join(sorted(KINDS))}",
         )
-
-
-def _feeding(graph: Graph, nodes: Iterable[Node]) -> set[str]:
-    return {name for node in nodes for name in graph.feeding(node.id)}
 
 
 class _Conversion:
