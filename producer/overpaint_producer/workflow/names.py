@@ -1,7 +1,7 @@
 """From the names of files, which workflows have, to the names of registry entries, which jobs have."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from overpaint_producer.workflow.graph import Node
@@ -96,11 +96,6 @@ class Names:
         """What the live workers tell of an entry; None if nobody was asked, or nobody has it."""
         found = self._catalogue.find(kind, name) if self._catalogue is not None else []
         return found[0][1] if found else None
-
-    def unused(self, files: Iterable[str]) -> list[str]:
-        """The mapped files that none of these is."""
-        used = {key for file in files for key in _keys(file)}
-        return [file for file in self._mapped if file not in used]
 
     def _by_map(self, file: str) -> str | None:
         return next((self._mapped[key] for key in _keys(file) if key in self._mapped), None)
