@@ -183,6 +183,31 @@ def test_every_way_of_naming_a_layer_is_understood(tmp_path, name):
     assert torch.equal(change.of(torch.zeros(5, 3)), torch.full((5, 3), 2.0))  # no alpha: the rank
 
 
+def test_a_kohya_lora_with_original_block_names_finds_the_same_layers(tiny_registry, tmp_path):
+    """The weights themselves say which layer is which: the tiny model is there in both layouts."""
+    weights = tiny_registry.parent / "weights"
+    original = load_file(weights / "original/sd15.safetensors")
+    folder = load_file(weights / "diffusers/sd15/unet/diffusion_pytorch_model.safetensors")
+    prefix, seen = "model.diffusion_model.", 0
+    tensors, expected = {}, {}
+    for name, weight in original.items():
+        layer = name.removeprefix(prefix).removesuffix(".weight")
+        inside = name.startswith((f"{prefix}input_blocks", f"{prefix}output_blocks", f"{prefix}middle_block"))
+        if inside and name.endswith(".weight") and weight.dim() > 1 and layer != "input_blocks.0.0":
+            kohya = "lora_unet_" + layer.replace(".", "_")
+            seen += 1
+            tensors |= {f"{kohya}.lora_down.weight": torch.full((1, 1), float(seen)),
+                        f"{kohya}.lora_up.weight": torch.ones(1, 1)}  # fmt: skip
+            expected[seen] = weight
+    entry = lora_file(tmp_path / "l.safetensors", tensors)
+    by_name = {name.removesuffix(".weight").replace(".", "_"): tensor for name, tensor in folder.items()}
+    found = read_lora(entry, HashCache()).changes
+    assert len(found) == seen > 150
+    for (network, layer), change in found.items():
+        assert network == "unet"
+        assert torch.equal(by_name[layer], expected[int(change.down)]), layer
+
+
 def test_a_lora_of_another_shape_is_refused(registry, tmp_path):
     layer = "lora_unet_mid_block_attentions_0_proj_in"
     entry = lora_file(

@@ -1,8 +1,8 @@
 """LoRA files: small changes to a model's weights, `W + weight * scale * up @ down`.
 
 Two ways of naming layers are read: diffusers' and PEFT's (`unet.down_blocks.0...to_q.lora_A.weight`) and
-kohya's (`lora_unet_down_blocks_0_..._to_q.lora_down.weight`). Layers are told apart by their names with `_`
-for every dot, which both have in common.
+kohya's (`lora_unet_down_blocks_0_..._to_q.lora_down.weight`, and with original checkpoints' block names
+`lora_unet_input_blocks_1_1_...`). Layers are told apart by diffusers' names with `_` for every dot.
 """
 
 from __future__ import annotations
@@ -46,6 +46,18 @@ _NAME: Final = re.compile(
     r"(?P<layer>.+?)(?:\.lora|\.lora_linear_layer|_lora)?"
     r"\.(?P<role>lora_A|lora_B|lora_down|lora_up|down|up|alpha)(?:\.default)?(?:\.weight)?"
 )
+_LAYERS_PER_BLOCK: Final = 2
+_BLOCK: Final = re.compile(r"(?P<side>input|output)_blocks_(?P<n>\d+)_(?P<part>\d)_(?P<rest>.+)")
+_MIDDLE: Final = re.compile(r"middle_block_(?P<part>[012])_(?P<rest>.+)")
+_IN_MIDDLE: Final = {"0": "resnets_0", "1": "attentions_0", "2": "resnets_1"}
+_IN_RESNET: Final = {
+    "in_layers_2": "conv1",
+    "emb_layers_1": "time_emb_proj",
+    "out_layers_3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+_SAMPLERS: Final = {"op": "downsamplers_0_conv", "conv": "upsamplers_0_conv"}
+"""How original checkpoints number a UNet's blocks and call its layers; kohya's LoRAs for SDXL do so too."""
 _ROLES: Final = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up"}
 _TEXT: Final = re.compile(r"attn2_to_k$")
 
@@ -145,8 +157,24 @@ def _parsed(name: str) -> tuple[Layer, str] | None:
     layer = match["layer"].replace(".", "_")
     if layer.endswith("to_out"):
         layer += "_0"
-    layer = layer.removeprefix("text_model_") if network != "unet" else layer
+    layer = _as_diffusers(layer) if network == "unet" else layer.removeprefix("text_model_")
     return (network, layer), _ROLES.get(match["role"], match["role"])
+
+
+def _as_diffusers(layer: str) -> str:
+    """A UNet's layer by diffusers' name, where it has the name that original checkpoints give it."""
+    if middle := _MIDDLE.fullmatch(layer):
+        return f"mid_block_{_IN_MIDDLE[middle['part']]}_{_IN_RESNET.get(middle['rest'], middle['rest'])}"
+    match = _BLOCK.fullmatch(layer)
+    if match is None:
+        return layer
+    side, rest = match["side"], match["rest"]
+    block, place = divmod(int(match["n"]) - (side == "input"), _LAYERS_PER_BLOCK + 1)
+    where = f"{'down' if side == 'input' else 'up'}_blocks_{block}"
+    if rest in _SAMPLERS:
+        return f"{where}_{_SAMPLERS[rest]}"
+    kind = "resnets" if match["part"] == "0" else "attentions"
+    return f"{where}_{kind}_{place}_{_IN_RESNET.get(rest, rest)}"
 
 
 def _network(name: str) -> tuple[str, str]:
