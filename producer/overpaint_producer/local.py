@@ -273,6 +273,7 @@ class LocalFarm:
 _SHARED = (
     "redis_url",
     "s3_endpoint_url",
+    "s3_public_url",
     "s3_bucket",
     "s3_access_key",
     "s3_secret_key",

@@ -63,6 +63,7 @@ class StoreSettings:
     """Where pictures are kept. Without keys, boto3's own chain of credentials is asked."""
 
     endpoint_url: str | None = None
+    public_url: str | None = None
     bucket: str = "overpaint"
     access_key: str | None = None
     secret_key: SecretStr | None = None

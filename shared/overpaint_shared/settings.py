@@ -47,7 +47,9 @@ __all__ = [
 
 ENV_PREFIX: Final = "OVERPAINT_"
 CONFIG_VARIABLE: Final = "OVERPAINT_CONFIG"
-SECRETS: Final = frozenset({"redis_url", "s3_endpoint_url", "s3_access_key", "s3_secret_key"})
+SECRETS: Final = frozenset(
+    {"redis_url", "s3_endpoint_url", "s3_public_url", "s3_access_key", "s3_secret_key"}
+)
 """Settings whose values may hold a secret (a URL its password): no error shows them."""
 
 
@@ -80,6 +82,10 @@ class Settings(BaseModel):
     )
     s3_endpoint_url: Annotated[str, AfterValidator(_http_url)] | None = Field(
         StoreSettings.endpoint_url, description="Address of the S3 server; absent: Amazon's own."
+    )
+    s3_public_url: Annotated[str, AfterValidator(_http_url)] | None = Field(
+        StoreSettings.public_url,
+        description="Address of the S3 server in signed links, where browsers use another one; absent: the same.",
     )
     s3_bucket: Bucket = Field(StoreSettings.bucket, description="Bucket of inputs and results.")
     s3_access_key: str | None = Field(

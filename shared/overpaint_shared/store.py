@@ -12,7 +12,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import groupby
@@ -91,6 +91,13 @@ class Store:
         with _client_lock:  # making clients is not thread safe, using one is
             return _client(self.settings)
 
+    @property
+    def _signer(self) -> S3Client:
+        """The client that signs links: a signature covers the host, so it must be the one browsers use."""
+        with _client_lock:
+            public = self.settings.public_url
+            return _client(replace(self.settings, endpoint_url=public) if public else self.settings)
+
     # Inputs
 
     def put_input(self, owner: str, data: bytes) -> str:
@@ -146,7 +153,7 @@ class Store:
             raise ValueError(f"expires_s is {expires_s}; a link lives 1 to {MAX_LINK_S} seconds")
         with self._explained("sign a link", key):
             params = {"Bucket": self.settings.bucket, "Key": key}
-            return self._s3.generate_presigned_url("get_object", Params=params, ExpiresIn=expires_s)
+            return self._signer.generate_presigned_url("get_object", Params=params, ExpiresIn=expires_s)
 
     # Garbage
 

@@ -265,6 +265,20 @@ def test_a_link_is_readable_without_a_key_until_it_ends(store: Store) -> None:
         urllib.request.urlopen(store.link(key, 60).replace("X-Amz-Signature=", "X-Amz-Signature=0"))  # noqa: S310
 
 
+def test_a_link_names_the_server_as_browsers_reach_it_and_is_signed_for_that_name(
+    s3_server: S3Service, store_settings: StoreSettings
+) -> None:
+    """As in containers: the farm calls the server by one name, people by another."""
+    inside = Store(replace(store_settings, public_url=f"http://localhost:{s3_server.port}"))
+    key = inside.put_result("linked", 1, "a.png", PICTURE, "image/png")
+    link = inside.link(key, 60)
+    assert link.startswith(f"http://localhost:{s3_server.port}/")
+    with urllib.request.urlopen(link) as answer:  # noqa: S310 - the address is our own server's
+        assert answer.read() == PICTURE
+    with pytest.raises(urllib.error.HTTPError, match="403"):  # the host is part of what is signed
+        urllib.request.urlopen(link.replace("localhost", "127.0.0.1"))  # noqa: S310
+
+
 @pytest.mark.parametrize("seconds", [0, 604_801])
 def test_a_link_that_cannot_live_so_long_is_refused(store: Store, seconds: int) -> None:
     with pytest.raises(ValueError, match="seconds"):
