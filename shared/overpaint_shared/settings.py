@@ -85,7 +85,7 @@ class Settings(BaseModel):
     )
     s3_public_url: Annotated[str, AfterValidator(_http_url)] | None = Field(
         StoreSettings.public_url,
-        description="Address of the S3 server in signed links, where browsers use another one; absent: the same.",
+        description="Address of the S3 server in signed links, if people reach it by another one.",
     )
     s3_bucket: Bucket = Field(StoreSettings.bucket, description="Bucket of inputs and results.")
     s3_access_key: str | None = Field(
