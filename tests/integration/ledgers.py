@@ -1,7 +1,7 @@
 """What the ledger's tests share: a ledger on the test run's Redis, and a look behind it."""
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import redis
@@ -73,7 +73,9 @@ class Books:
             pipe.hgetall(key)
         for key in indexes:
             pipe.zrange(key, 0, -1, withscores=True)
-        rows = pipe.execute()
+        pipe.hgetall("op:census")
+        *rows, census = pipe.execute()
+        self.census = {name.decode(): int(jobs) for name, jobs in census.items()}
         self.records = {
             key.removeprefix("op:job:"): {name.decode(): value.decode() for name, value in fields.items()}
             for key, fields in zip(records, rows, strict=False)
@@ -106,6 +108,7 @@ class Books:
         assert self.where("op:state:") == {job_id: [fields["state"]] for job_id, fields in records.items()}
         assert self.where("op:owner:") == {job_id: [fields["owner"]] for job_id, fields in records.items()}
         assert self.where("op:queued:") == {job_id: [records[job_id]["model"]] for job_id in queued}
+        assert self.census == Counter(f"{r['state']}|{r['model']}|{method(r)}" for r in records.values())
         waiting, sent = self.where("op:wait:"), self.where("op:sent:")
         assert not set(waiting) & set(sent)
         assert waiting | sent == {job_id: [lanes[job_id]] for job_id in queued}
@@ -125,6 +128,12 @@ class Books:
             assert len(fresh) <= window, (lane, members)
         for (lane,) in waiting.values():
             assert len(places[lane]) >= window, f"a place of {lane} is free while jobs wait"
+
+
+def method(fields: Mapping[str, str]) -> str:
+    """The method that a record's features name."""
+    named = [one for one in fields.get("features", "").split(",") if one.startswith("method:")]
+    return named[0].removeprefix("method:") if named else ""
 
 
 def states(books: Ledger, *job_ids: str) -> list[JobState]:

@@ -19,18 +19,21 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from overpaint_shared.errors import OverpaintError, UnknownJob
-from overpaint_shared.ledger import listing, wire
+from overpaint_shared.ledger import census, listing, wire
 from overpaint_shared.ledger.events import Events
 from overpaint_shared.ledger.faults import address, typed_errors
 from overpaint_shared.ledger.reaper import Reaper
 from overpaint_shared.ledger.records import (
     Beat,
     Claim,
+    Count,
     Done,
     Failed,
     Finished,
     JobRecord,
     Outcome,
+    Place,
+    QueueState,
     Reaped,
     Released,
     ReleaseReason,
@@ -285,6 +288,31 @@ class Ledger:
         """For how many seconds the oldest queued job of `model` has waited; None: nothing waits."""
         with typed_errors(self._where):
             return listing.oldest_waiting(self._client, model)
+
+    def census(self) -> list[Count]:
+        """How many jobs there are of each state, model and method."""
+        with typed_errors(self._where):
+            return census.now(self._client)
+
+    def moves(self) -> list[Count]:
+        """How many jobs ever came into each state, by model and method. These only grow."""
+        with typed_errors(self._where):
+            return census.ever(self._client)
+
+    def queues(self, served: Collection[str] = ()) -> list[QueueState]:
+        """The queues of the models that are `served`, or have jobs that wait or run, by name."""
+        with typed_errors(self._where):
+            return census.queues(self._client, served)
+
+    def place(self, record: JobRecord) -> Place | None:
+        """Where a queued job stands among those of its model; None if it does not wait."""
+        with typed_errors(self._where):
+            return census.place(self._client, record)
+
+    def quarantined(self) -> int:
+        """How many items of the queues were no messages (the newest hundred are kept)."""
+        with typed_errors(self._where):
+            return census.quarantined(self._client)
 
     def events(self, owner: str, ids: Collection[str] | None = None) -> Events:
         """The live events of an owner's jobs, or of some: `with ledger.events("me") as events: ...`."""

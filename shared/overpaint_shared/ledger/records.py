@@ -113,6 +113,8 @@ class Claim:
     crashes: int = 0
     """More than 0: this job was in a batch that crashed, so render it alone."""
     wakeups: tuple[Wakeup, ...] = ()
+    waited_s: float | None = None
+    """How long it was queued; None where a claim was asked for twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +281,12 @@ class WorkerRecord:
     """Bytes."""
     loaded: str | None = None
     """The model that is warm."""
+    warm: tuple[str, ...] = ()
+    """All models on the device."""
+    jobs: tuple[str, ...] = ()
+    """Those that it renders now."""
+    steps_per_s: float | None = None
+    """Steps of all its jobs together, over the last half minute; None before it made any."""
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -297,9 +305,52 @@ class WorkerRecord:
         """The record that `to_json` wrote; keys of a newer version are left out."""
         known = {key: value for key, value in data.items() if key in cls.__dataclass_fields__}
         known["features"] = frozenset(known.get("features", ()))
-        known["catalogue"] = tuple(known.get("catalogue", ()))
-        known["models"] = tuple(known.get("models", ()))
+        for name in ("catalogue", "models", "warm", "jobs"):
+            known[name] = tuple(known.get(name, ()))
         return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many jobs of one kind."""
+
+    state: JobState
+    model: str
+    method: str
+    """Empty where the submission did not tell."""
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a queued job stands among those of its model."""
+
+    ahead: int
+    """Jobs that come before it: all of better classes, and those of its class whose turn is sooner."""
+    has_message: bool
+    """False: its owner's window of messages is full, so it waits for one of theirs to start."""
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """One model's queue."""
+
+    model: str
+    depth: int
+    """Queued jobs, of all priorities and owners, with a message or without."""
+    oldest_s: float | None
+    """How long the oldest has waited; None: nothing waits."""
+    running: int
+    per_s: float | None
+    """Jobs that ended per second, over the last ten minutes; None: none did."""
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until the queue is empty if nothing is added; None while the rate is not known."""
+        if not self.depth:
+            return 0.0
+        return self.depth / self.per_s if self.per_s else None
 
 
 @dataclass(frozen=True, slots=True)

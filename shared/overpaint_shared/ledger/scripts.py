@@ -22,6 +22,10 @@ QUEUE_PREFIX: Final = "m."
 PRIORITY_SEPARATOR: Final = "\x06\x16"
 """What kombu puts between a queue's name and a priority above 0, in the name of the Redis list."""
 
+PACE_SLICE_S: Final = 10
+PACE_SLICES: Final = 60
+"""The rate of a queue is that of the last PACE_SLICES * PACE_SLICE_S seconds."""
+
 NAMES: Final = (
     "submit",
     "claim",
@@ -54,6 +58,7 @@ def _constants() -> str:
         f"local MOVES = {{{moves}}}\n"
         f"local TERMINAL = {{{terminal}}}\n"
         f"local PRIORITY_CLASSES = {{{', '.join(map(str, PRIORITY_CLASSES))}}}\n"
+        f"local PACE_SLICE_S, PACE_SLICES = {PACE_SLICE_S}, {PACE_SLICES}\n"
         f"local QUEUE_PREFIX = {_lua_string(QUEUE_PREFIX)}\n"
         f"local PRIORITY_SEPARATOR = {_lua_string(PRIORITY_SEPARATOR)}\n"
     )

@@ -66,8 +66,9 @@ def claim(reply: Sequence[Any]) -> Claim:
     """The answer of `claim.lua`."""
     if reply[0] != "ok":
         return Claim(reply[0])
-    verdict, token, attempt, spec, owner, crashes, due = reply
-    return Claim(verdict, int(token), int(attempt), spec, owner, int(crashes), wakeups(due))
+    verdict, token, attempt, spec, owner, crashes, due, waited = reply
+    waited_s = float(waited) if waited else None
+    return Claim(verdict, int(token), int(attempt), spec, owner, int(crashes), wakeups(due), waited_s)
 
 
 def conflict(items: Sequence[Submission], done: Sequence[Submitted]) -> SubmitConflict:

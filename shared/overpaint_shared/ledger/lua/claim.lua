@@ -1,12 +1,13 @@
--- Gives a queued job to a worker: -> {ok, token, attempt, spec, owner, crashes, wake-ups}, or {verdict}
+-- Gives a queued job to a worker: -> {ok, token, attempt, spec, owner, crashes, wake-ups, waited}, or {verdict}
 local id, worker, call, lease_s, window, features, models = unpack(ARGV)
 work_when_full()
-local at, out = clock(), {}
+local at, out, waited = clock(), {}, ''
 local job = load(id)
 if not job then return {'gone'} end
 
 local function granted()
-  return {'ok', job.token, job.attempt, redis.call('GET', 'op:spec:' .. id), job.owner, job.crashes or '0', out}
+  return {'ok', job.token, job.attempt, redis.call('GET', 'op:spec:' .. id), job.owner, job.crashes or '0', out,
+    waited}
 end
 
 if job.state ~= 'queued' then
@@ -26,6 +27,9 @@ if not able then
   redis.call('ZADD', 'op:sent:' .. lane_of(job), 'XX', 0, id)
   return {'skip'}
 end
+
+local queued = redis.call('ZSCORE', 'op:queued:' .. job.model, id)
+if queued then waited = seconds(math.max(0, at - queued)) end
 
 -- Rises for ever, also past a crash of Redis that forgot its last second: never below the microseconds of the clock.
 job.token = string.format('%.0f', math.max(redis.call('INCR', 'op:token'), math.floor(at * 1e6)))

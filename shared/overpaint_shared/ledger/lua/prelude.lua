@@ -8,6 +8,9 @@
 --   op:sent:<lane>    zset by stamp of its message: queued, has a message; 0 = that message is known to be lost
 --   op:lanes          zset by last visit          op:expiry         zset by end of keeping
 --   op:tokens:<owner> hash token -> job           op:token          the fencing counter, never reset
+--   op:census         hash <state>|<model>|<method> -> records there now
+--   op:moves          hash <state>|<model>|<method> -> how many ever came there, never reset
+--   op:pace:<slice>   hash model -> jobs that ended in these PACE_SLICE_S seconds after they ran
 
 local FIELDS = {'state', 'owner', 'model', 'priority', 'class', 'title', 'created', 'since', 'group', 'submit_token',
   'digest', 'token', 'attempt', 'crashes', 'lost', 'worker', 'worker_name', 'claimed_by', 'excluded', 'unable_since',
@@ -54,6 +57,27 @@ local function tell(job, at, stage, step, of)
     attempt = tonumber(job.attempt or 0), at = at, stage = stage, step = step, of = of}))
 end
 
+-- Counts for those who watch the farm, so that nobody need read every record.
+local function kind_of(state, job)
+  return state .. '|' .. job.model .. '|' .. (string.match(job.features or '', 'method:([^,]+)') or '')
+end
+
+local function count_out(job)
+  local kind = kind_of(job.state, job)
+  if redis.call('HINCRBY', 'op:census', kind, -1) <= 0 then redis.call('HDEL', 'op:census', kind) end
+end
+
+local function count_in(job, to)
+  redis.call('HINCRBY', 'op:census', kind_of(to, job), 1)
+  redis.call('HINCRBY', 'op:moves', kind_of(to, job), 1)
+end
+
+local function count_pace(job, at)
+  local slice = string.format('op:pace:%d', math.floor(at / PACE_SLICE_S))
+  redis.call('HINCRBY', slice, job.model, 1)
+  redis.call('EXPIRE', slice, PACE_SLICE_S * (PACE_SLICES + 1))
+end
+
 local function wait(job, at)
   local lane = lane_of(job)
   redis.call('ZADD', 'op:wait:' .. lane, at, job.id)
@@ -91,6 +115,9 @@ local function move(job, to, at, keep_s)
   if not MOVES[job.state][to] then error('illegal move of job ' .. job.id .. ': ' .. job.state .. ' to ' .. to) end
   redis.call('ZREM', 'op:state:' .. job.state, job.id)
   redis.call('ZADD', 'op:state:' .. to, job.created, job.id)
+  count_out(job)
+  count_in(job, to)
+  if LEASED[job.state] and TERMINAL[to] then count_pace(job, at) end
   if job.state == 'queued' then
     leave_lane(job)
     redis.call('ZREM', 'op:queued:' .. job.model, job.id)

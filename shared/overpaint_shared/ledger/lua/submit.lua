@@ -11,7 +11,8 @@ if job then
   return {'there', job.id, out}
 end
 
-job = {id = id, owner = owner, model = model, class = class_of(priority), title = title, state = 'queued'}
+job = {id = id, owner = owner, model = model, class = class_of(priority), title = title, state = 'queued',
+  features = features}
 job.created = seconds(at)
 redis.call('SET', 'op:spec:' .. id, spec)
 set(job, 'state', job.state, 'owner', owner, 'model', model, 'priority', priority, 'class', job.class,
@@ -28,6 +29,7 @@ if labels ~= '' then set(job, 'labels', labels) end
 redis.call('ZADD', 'op:owner:' .. owner, at, id)
 redis.call('ZADD', 'op:state:queued', at, id)
 redis.call('ZADD', 'op:queued:' .. model, at, id)
+count_in(job, 'queued')
 tell(job, at)
 wait(job, at)
 top_up(lane_of(job), window, at, out)

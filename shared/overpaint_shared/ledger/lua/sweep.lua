@@ -2,6 +2,7 @@
 work_when_full()
 
 local function remove(job)
+  count_out(job)
   redis.call('ZREM', 'op:expiry', job.id)
   redis.call('ZREM', 'op:state:' .. job.state, job.id)
   redis.call('ZREM', 'op:owner:' .. job.owner, job.id)

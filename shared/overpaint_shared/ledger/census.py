@@ -1,0 +1,109 @@
+"""What those who watch a farm ask: how many jobs of each kind, how long the queues are, where a job stands.
+
+All of it is read from counters and the sizes of sorted sets, never from the records one by one, so that it
+costs the same with ten jobs and with a million.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from overpaint_shared.ledger.records import Count, JobRecord, Place, QueueState
+from overpaint_shared.ledger.scripts import PACE_SLICE_S, PACE_SLICES
+from overpaint_shared.ledger.states import LEASED, JobState
+
+Client = Any  # as in listing.py
+
+
+def now(client: Client) -> list[Count]:
+    """How many records there are of each state, model and method; kinds without one are left out."""
+    return _counts(client.hgetall("op:census"))
+
+
+def ever(client: Client) -> list[Count]:
+    """How many jobs ever came into each state, by model and method."""
+    return _counts(client.hgetall("op:moves"))
+
+
+def _counts(fields: Mapping[str, str]) -> list[Count]:
+    rows = [(name.split("|", 2), int(jobs)) for name, jobs in sorted(fields.items())]
+    return [Count(JobState(state), model, method, jobs) for (state, model, method), jobs in rows if jobs > 0]
+
+
+def quarantined(client: Client) -> int:
+    """How many items of the queues were no messages (the newest hundred are kept)."""
+    return int(client.llen("op:quarantine"))
+
+
+def queues(client: Client, served: Collection[str]) -> list[QueueState]:
+    """The queues of all models that are `served`, or have jobs that wait or run, by name."""
+    counts = now(client)
+    running, waiting = Counter[str](), set[str]()
+    for count in counts:
+        if count.state in LEASED:
+            running[count.model] += count.jobs
+        elif count.state is JobState.QUEUED:
+            waiting.add(count.model)
+    models = sorted({*served, *running, *waiting})
+    at, rates = _time(client), _rates(client)
+    with client.pipeline(transaction=False) as pipe:
+        for model in models:
+            pipe.zcard(f"op:queued:{model}")
+            pipe.zrange(f"op:queued:{model}", 0, 0, withscores=True)
+        rows = pipe.execute()
+    return [
+        QueueState(
+            model, depth, max(0.0, at - oldest[0][1]) if oldest else None, running[model], rates.get(model)
+        )
+        for model, depth, oldest in zip(models, rows[::2], rows[1::2], strict=True)
+    ]
+
+
+def _time(client: Client) -> float:
+    seconds, microseconds = client.time()
+    return float(seconds + microseconds / 1e6)
+
+
+def _rates(client: Client) -> dict[str, float]:
+    """Jobs per second of each model, since the first that ended in the last ten minutes."""
+    at = _time(client)
+    newest = int(at // PACE_SLICE_S)
+    slices = range(newest - PACE_SLICES + 1, newest + 1)
+    with client.pipeline(transaction=False) as pipe:
+        for number in slices:
+            pipe.hgetall(f"op:pace:{number}")
+        rows = pipe.execute()
+    ended, since = Counter[str](), dict[str, float]()
+    for number, row in zip(slices, rows, strict=True):
+        for model, jobs in row.items():
+            ended[model] += int(jobs)
+            since.setdefault(model, number * PACE_SLICE_S)
+    return {model: jobs / max(PACE_SLICE_S, at - since[model]) for model, jobs in ended.items()}
+
+
+def place(client: Client, record: JobRecord) -> Place | None:
+    """Where a queued job stands; None if it does not wait (any more)."""
+    lanes = [lane for lane in client.zrange("op:lanes", 0, -1) if lane.split(":", 2)[1] == record.model]
+    own = f"{record.priority_class}:{record.model}:{record.owner}"
+    with client.pipeline(transaction=True) as pipe:
+        pipe.zscore(f"op:queued:{record.model}", record.id)
+        pipe.zscore(f"op:sent:{own}", record.id)
+        pipe.zrank(f"op:wait:{own}", record.id)
+        queued, sent, rank = pipe.execute()
+    if queued is None or (sent is None and rank is None):
+        return None
+    better = [lane for lane in lanes if int(lane.partition(":")[0]) < record.priority_class]
+    equal = [lane for lane in lanes if int(lane.partition(":")[0]) == record.priority_class]
+    before = "+inf" if sent is None else f"({sent!r}"  # without a message: after all that have one
+    with client.pipeline(transaction=False) as pipe:
+        for lane in better:
+            pipe.zcard(f"op:sent:{lane}")
+            pipe.zcard(f"op:wait:{lane}")
+        for lane in equal:
+            pipe.zcount(f"op:sent:{lane}", "-inf", before)
+        ahead = _sum(pipe.execute())
+    return Place(ahead + int(rank or 0), sent is not None, max(0.0, _time(client) - float(queued)))
+
+
+def _sum(numbers: Iterable[Any]) -> int:
+    return sum(int(number) for number in numbers)
