@@ -21,7 +21,7 @@ def png(levels, **options):
     return out.getvalue()
 
 
-def soft_square(height, width, top, left, side, edge):
+def soft_square(height, width, *, top, left, side, edge):
     ramp = np.minimum(np.arange(side) + 1, np.arange(side)[::-1] + 1) / edge
     mask = np.zeros((height, width))
     mask[top : top + side, left : left + side] = np.minimum(np.minimum.outer(ramp, ramp), 1)
@@ -31,7 +31,7 @@ def soft_square(height, width, top, left, side, edge):
 SOURCE = (
     np.random.default_rng(3).integers(0, 256, (12, 16, 3), np.uint8).repeat(16, 0).repeat(16, 1)[:190, :251]
 )
-MASK = soft_square(190, 251, 60, 90, 40, 6)
+MASK = soft_square(190, 251, top=60, left=90, side=40, edge=6)
 FILES = {"s.png": png(SOURCE), "m.png": png(MASK)}
 
 
