@@ -12,20 +12,24 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from overpaint_worker.engine.families.clip import tokenize
-from tests.rendering import INPUTS, img2img, kitchen, pixels, render, request
+from overpaint_worker.engine.limits import FixedLimits
+from overpaint_worker.engine.loop import Loop
+from overpaint_worker.engine.sampler import SAMPLERS
+from overpaint_worker.engine.trajectory import Trajectory
+from tests.rendering import INPUTS, house, img2img, pixels, render, request
 
 SCALING = 0.13025
 MASK = {"from": "image", "image": "mask64.png", "channel": "red"}
 JOBS = {
-    "img2img": img2img() | {"model": "xl"},
-    "vae_encode_inpaint": img2img("the sea", denoise=1.0, seed=7, steps=5)
+    "img2img": img2img(steps=12) | {"model": "xl"},
+    "vae_encode_inpaint": img2img("the sea", denoise=1.0, seed=7, steps=14)
     | {"model": "xl", "method": {"kind": "vae_encode_inpaint"}, "mask": MASK},
-    "latent_noise_mask": img2img("a cat on a chair " * 20, cfg=3.0, steps=6, scheduler="karras")
+    "latent_noise_mask": img2img("a cat on a chair " * 20, cfg=3.0, steps=16, scheduler="karras")
     | {"model": "xl", "method": {"kind": "latent_noise_mask"}, "mask": MASK},
-    "controlnet_inpaint": img2img("a hat", seed=9, denoise=0.9)
+    "controlnet_inpaint": img2img("a hat", seed=9, steps=10, denoise=0.9)
     | {"model": "xl", "mask": MASK}
     | {"method": {"kind": "controlnet_inpaint", "controlnet": "xl", "strength": 0.8}},
-    "unguided": img2img("a tree", cfg=1.0, steps=3, sampler="dpmpp_2m") | {"model": "xl"},
+    "unguided": img2img("a tree", cfg=1.0, steps=13, sampler="dpmpp_2m") | {"model": "xl"},
 }
 
 
@@ -51,7 +55,7 @@ def together(sdxl_registry):
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_among_four_others_is_within_one_level_of_itself_alone(name, alone, together):
     assert np.abs(picture(alone[name]) - picture(together[name])).max() <= 1
-    assert company(together[name]) == len(JOBS)
+    assert company(together[name]) > 2
     assert company(alone[name]) == 1
 
 
@@ -65,29 +69,27 @@ def test_the_jobs_differ_and_repaint_what_the_mask_covers(alone):
         assert off[mask == 255].mean() > 4, name
 
 
-def test_jobs_of_sd_and_sdxl_run_at_once_and_never_share_a_pass(sdxl_registry, alone):
-    sd = {name: img2img(seed=seed) for name, seed in (("sd-a", 1), ("sd-b", 2))}
-    k = kitchen(sdxl_registry)
-    loop, passes = k.conductor.loop, []
-    turn = loop.turn
+def trajectory(job, model, prompt, seed):
+    """Four guided steps on a latent of 8 x 8 cells: the same shape in every family."""
+    sigmas = model.space.sigmas("normal", 4, 1.0)
+    return Trajectory(
+        job=job, model=model, sampler=SAMPLERS["euler"], sigmas=sigmas, z0=torch.zeros(1, 4, 8, 8), seed=seed,
+        positive=model.condition(prompt), negative=model.condition(""), cfg=5.0,
+    )  # fmt: skip
 
-    def watched(group=None):
-        done = turn(group)
-        passes.append({type(t.model).__name__ for t in done.served})
-        return done
 
-    loop.turn = watched
-    for name, spec in ({"xl-a": JOBS["img2img"]} | sd | {"xl-b": JOBS["unguided"]}).items():
-        k.conductor.submit(request(name, spec))
-    k.conductor.run_until_idle()
-    k.conductor.close()
-    ends = k.ends()
+def test_jobs_of_several_models_take_turns_and_never_share_a_pass(sdxl_registry):
+    models = house(sdxl_registry).models
+    loop, served = Loop(FixedLimits(16)), []
+    for seed, name in enumerate(["tiny", "xl", "xl-single", "xl", "tiny"]):
+        loop.add(trajectory(f"{name}-{seed}", models.get(name), "a hat", seed))
 
-    met = [each for each in passes if each]
-    assert {frozenset(each) for each in met} == {frozenset({"SdModel"}), frozenset({"SdxlModel"})}
-    assert sum(a != b for a, b in pairwise(met)) > 2  # in turns, not one after the other
-    assert company(ends["sd-a"]) == company(ends["xl-a"]) == 2
-    assert np.abs(picture(ends["xl-a"]) - picture(alone["img2img"])).max() <= 1
+    while loop.live:
+        turn = loop.turn()
+        assert not turn.failed
+        served.append([t.job for t in turn.served])
+
+    assert served == [["tiny-0", "tiny-4"], ["xl-1", "xl-3"], ["xl-single-2"]] * 4
 
 
 def test_an_inpainting_model_renders_from_both_layouts_alike(sdxl_registry):
