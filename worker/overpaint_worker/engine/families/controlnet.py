@@ -137,7 +137,7 @@ def load_controlnet(found: ControlnetFiles, device: torch.device, dtype: torch.d
         with quiet():
             net = ControlNetModel.from_config({**found.config, "global_pool_conditions": False})
             if found.single:
-                tensors = convert_controlnet_checkpoint(tensors, net.config)
+                tensors = convert_controlnet_checkpoint(tensors, net.config)  # type: ignore[no-untyped-call]
             net.load_state_dict(tensors)
             net.requires_grad_(requires_grad=False).eval().to(dtype)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as cause:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -99,7 +100,8 @@ def inspect_lora(entry: LoraEntry, hashes: HashCache) -> ModelTraits:
     Raises `ModelLoadError`: it is missing, damaged, a pickle, or of a kind that is not rendered.
     """
     files = _files(entry)
-    header = read_header(*files.values(), entry)
+    (path,) = files.values()
+    header = read_header(path, entry)
     shapes = {
         layer: header.tensors[name].shape
         for name, (layer, role) in _named(entry, header.tensors).items()
@@ -129,7 +131,7 @@ def read_lora(entry: LoraEntry, hashes: HashCache) -> Lora:
     return Lora(entry, checked_digest(hashes, entry, files, single=True), changes)
 
 
-def _files(entry: LoraEntry) -> dict[str, Any]:
+def _files(entry: LoraEntry) -> dict[str, Path]:
     root = locate(entry)
     path = root if root.is_file() else part_files(root, "", STEM, entry).files[0]
     return {path.name: path}

@@ -194,7 +194,7 @@ class HashCache:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False) as file:
-            json.dump(self._known, file)
+            json.dump(dict(self._known), file)  # a copy: another thread may add to it
         Path(file.name).replace(self._path)
 
 

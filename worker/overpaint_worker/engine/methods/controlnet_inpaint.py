@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from overpaint_shared.job import ControlnetInpaint
 from overpaint_worker.engine.methods import latent_noise_mask, vae_encode_inpaint
-from overpaint_worker.engine.methods.base import Hint, Scene, Start
+from overpaint_worker.engine.methods.base import Begin, Hint, Scene, Start
 
+_OVER: Final[dict[str, Begin]] = {
+    "vae_encode_inpaint": vae_encode_inpaint.begin,
+    "latent_noise_mask": latent_noise_mask.begin,
+}
+"""By the spec's `method.latent`."""
 HOLE = -1.0
 """What the nets were trained to see where the picture is to be repainted: no colour at all."""
 
@@ -20,13 +26,12 @@ def begin(scene: Scene) -> Start:
     method = scene.method
     if not isinstance(method, ControlnetInpaint):
         raise TypeError(f"settings of {method.kind} for controlnet_inpaint")
-    over = vae_encode_inpaint if method.latent == "vae_encode_inpaint" else latent_noise_mask
     hint = Hint(
         controlnet=method.controlnet,
         picture=scene.hint(holed(scene.picture, scene.required_mask())),
         strength=method.strength, start=method.start, end=method.end, field="method.controlnet",
     )  # fmt: skip
-    return replace(over.begin(scene), hints=(hint,))
+    return replace(_OVER[method.latent](scene), hints=(hint,))
 
 
 def holed(picture: Tensor, mask: Tensor) -> Tensor:
