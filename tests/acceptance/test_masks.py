@@ -79,8 +79,8 @@ def test_a_receipt_is_rendered_again_from_pictures_of_any_name(folder, tmp_path,
     assert "--inputs" in lost.stderr
     (folder / "pictures" / "img_odd.png").rename(tmp_path / "out" / "called otherwise")
     again = overpaint(
-        "rerender", "out/receipt.json", "--registry", tiny_registry, "--inputs", folder / "pictures", "--json",
-        "--out", "again", cwd=tmp_path,
+        "rerender", "out/receipt.json", "--registry", tiny_registry,
+        "--inputs", folder / "pictures", "--json", "--out", "again", cwd=tmp_path,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     said = json.loads(again.stdout)
