@@ -69,7 +69,7 @@ def test_the_help_of_a_command_imports_no_service_and_no_engine() -> None:
 
 
 def test_the_help_of_the_workers_commands_imports_no_engine() -> None:
-    for name in ("render", "prepare"):
+    for name in ("render", "prepare", "mask", "rerender"):
         assert not loaded_after(RUN, name, "--help") & HEAVY, name
 
 
