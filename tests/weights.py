@@ -70,7 +70,7 @@ def tiny_registry() -> Path:
 @pytest.fixture(scope="session")
 def sdxl_registry() -> Path:
     """Path of a `models.toml` with the tiny SDXL models `xl`, `xl-single`, `xl-inpaint`, `xl-inpaint-single`,
-    the ControlNet `xl`, and the tiny SD model `tiny`."""
+    the ControlNets `xl` and `xl-single`, and the tiny SD model `tiny`."""
     from tests.weights_sdxl import build_sdxl_registry  # only tests that render need torch
 
     return build_sdxl_registry()

@@ -53,6 +53,11 @@ config = "config"
 [controlnets.xl]
 family = "sdxl"
 path = "xl-controlnet"
+
+[controlnets.xl-single]
+family = "sdxl"
+path = "xl-controlnet.safetensors"
+config = "config"
 """
 
 
@@ -92,11 +97,12 @@ def _write(root: Path) -> None:
         ).save_pretrained(root / name / "scheduler")
         named = _prefixed("model.diffusion_model.", _original_unet(denoiser.state_dict()))
         save_file({**named, **others}, root / f"{name}.safetensors")
-    control = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 16, 32, 32))
+    control = ControlNetModel.from_unet(unet)
     for name, parameter in control.named_parameters():
         if name.startswith(("controlnet_down_blocks", "controlnet_mid_block")) or "conv_out" in name:
             parameter.normal_(std=0.1)  # a fresh ControlNet adds nothing
     control.save_pretrained(root / "xl-controlnet")
+    save_file(_prefixed("control_model.", _original_controlnet(control)), root / "xl-controlnet.safetensors")
 
 
 def _unet(channels: int) -> UNet2DConditionModel:
@@ -223,6 +229,23 @@ def _unet_name(name: str, attending: set[str]) -> str:
 
 def _layer(kind: str, tail: list[str]) -> str:
     return ".".join([_RESIDUAL[tail[0]], *tail[1:]] if kind == "resnets" else tail)
+
+
+def _original_controlnet(control: ControlNetModel) -> dict[str, Tensor]:
+    attending = {name.split(".attentions.")[0] for name in control.state_dict() if ".attentions." in name}
+    hints = ["conv_in", *(f"blocks.{i}" for i in range(6)), "conv_out"]
+    ends = {
+        **{
+            f"controlnet_cond_embedding.{name}.": f"input_hint_block.{2 * i}." for i, name in enumerate(hints)
+        },
+        **{f"controlnet_down_blocks.{i}.": f"zero_convs.{i}.0." for i in range(9)},
+        "controlnet_mid_block.": "middle_block_out.0.",
+    }
+    found = {}
+    for name, tensor in control.state_dict().items():
+        end = next((end for end in ends if name.startswith(end)), None)
+        found[ends[end] + name.removeprefix(end) if end else _unet_name(name, attending)] = tensor
+    return found
 
 
 _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}

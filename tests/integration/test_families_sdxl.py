@@ -441,8 +441,11 @@ def test_an_inpainting_model_takes_five_channels_after_the_latent(
     torch.testing.assert_close(found, x - 3 * noise, rtol=1e-4, atol=1e-4)
 
 
-def test_a_controlnet_is_told_the_pooled_text_and_the_sizes(xl: SdxlModel, sdxl_registry: Path) -> None:
-    described = Registry.load(sdxl_registry).controlnet("xl")
+@pytest.mark.parametrize("name", ["xl", "xl-single"])
+def test_a_controlnet_is_told_the_pooled_text_and_the_sizes(
+    xl: SdxlModel, sdxl_registry: Path, name: str
+) -> None:
+    described = Registry.load(sdxl_registry).controlnet(name)
     net = family("sdxl").load_controlnet(described, "cpu")
     theirs = ControlNetModel.from_pretrained(str(sdxl_registry.parent / "xl-controlnet")).eval()
     generator = torch.Generator().manual_seed(4)

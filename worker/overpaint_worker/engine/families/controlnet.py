@@ -31,6 +31,8 @@ _CONTEXT: Final = (
     "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight",  # SDXL attends from level 1 on
     "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight",
 )
+_SIZES: Final = {"label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2"}
+"""The layers that read pooled text and sizes: as original files call them, and as diffusers does."""
 _WIDTHS: Final = {768: "sd15", 1024: "sd21", 2048: "sdxl"}
 """Shipped configurations by the width of the text that cross-attention reads."""
 
@@ -126,7 +128,6 @@ def _shipped(entry: ControlnetEntry, width: int) -> dict[str, Any]:
 
 def load_controlnet(found: ControlnetFiles, device: torch.device, dtype: torch.dtype) -> ControlNet:
     """Read the weights onto `device`. Raises `ModelLoadError`: they do not fit their configuration."""
-    from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
     from diffusers.models.controlnets.controlnet import ControlNetModel
     from safetensors.torch import load_file
 
@@ -137,7 +138,7 @@ def load_controlnet(found: ControlnetFiles, device: torch.device, dtype: torch.d
         with quiet():
             net = ControlNetModel.from_config({**found.config, "global_pool_conditions": False})
             if found.single:
-                tensors = convert_controlnet_checkpoint(tensors, net.config)  # type: ignore[no-untyped-call]
+                tensors = _converted(tensors, net.config)
             net.load_state_dict(tensors)
             net.requires_grad_(requires_grad=False).eval().to(dtype)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as cause:
@@ -145,6 +146,18 @@ def load_controlnet(found: ControlnetFiles, device: torch.device, dtype: torch.d
         raise _error(found.entry, message, "check `config`, or fetch the net again") from cause
     place(net, device)
     return ControlNet(found.entry.name, net, pooled=found.pooled)
+
+
+def _converted(tensors: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """A single file's tensors by diffusers' names; those of a file that has them already as they are."""
+    from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+
+    found: dict[str, Tensor] = convert_controlnet_checkpoint(dict(tensors), config)  # type: ignore[no-untyped-call]
+    for name, tensor in tensors.items():
+        head, dot, kind = name.removeprefix(_PREFIX).rpartition(".")
+        if head in _SIZES:  # diffusers' converter leaves out what only SDXL has
+            found[_SIZES[head] + dot + kind] = tensor
+    return found
 
 
 def _error(entry: ControlnetEntry, message: str, fix: str, key: str = "path") -> ModelLoadError:
