@@ -128,9 +128,10 @@ WRONG = {
     "a picture that was not sent": (img2img(), {}, "job", "input", "source.image"),
     "too many steps": (img2img(steps=5000), None, "job", "job", "sampling.steps"),
     "a model that is not here": ({**img2img(), "model": "sdxl"}, None, "unable", "unsupported", "model"),
-    "a method of a later version": (
+    "a feature of a later version": (img2img(guidance=3.5), None, "unable", "unsupported", None),
+    "a method for other models": (
         {**img2img(), "mask": {"from": "image", "image": "mask64.png"}, "method": {"kind": "inpaint_model"}},
-        None, "unable", "unsupported", None,
+        None, "job", "job", "method.kind",
     ),
     "a sampler of a later version": (img2img(sampler="deis"), None, "unable", "unsupported", None),
     "a mask so thin that it vanishes": (
