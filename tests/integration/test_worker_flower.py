@@ -40,7 +40,8 @@ class Flower:
 
     def up(self) -> bool:
         with suppress(OSError):
-            return bool(self.ask("/workers"))
+            # By its events. The list without `status` is what answered when Flower started.
+            return True in self.ask("/workers?status=1").values()
         return False
 
     def tasks(self) -> dict[str, dict[str, Any]]:
