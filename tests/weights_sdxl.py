@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -202,8 +202,14 @@ _ENDS = {
 
 
 def _original_unet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    attending = {name.split(".attentions.")[0] for name in tensors if ".attentions." in name}
-    return {_unet_name(name, attending): tensor for name, tensor in tensors.items()}
+    names = original_names(tensors)
+    return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def original_names(names: Iterable[str]) -> dict[str, str]:
+    """What the original layout calls these tensors of a UNet, all of it."""
+    attending = {name.split(".attentions.")[0] for name in names if ".attentions." in name}
+    return {name: _unet_name(name, attending) for name in names}
 
 
 def _unet_name(name: str, attending: set[str]) -> str:

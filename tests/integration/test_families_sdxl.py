@@ -1,6 +1,7 @@
 """The family `sdxl`: what it reads and computes, held against transformers' and diffusers' own models."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -21,9 +22,11 @@ from overpaint_shared.spec.sampling import ModelDefaults
 from overpaint_worker.engine.families import FAMILIES, family, finish
 from overpaint_worker.engine.families.clip import TOKENIZER_FILE, tokenize
 from overpaint_worker.engine.families.loading import CONFIGS, config_folder
+from overpaint_worker.engine.families.lora import read_lora
 from overpaint_worker.engine.families.sdxl import LAYOUT, SdxlFamily, SdxlModel
-from overpaint_worker.engine.families.weights import Header, TensorInfo
-from overpaint_worker.registry import ModelEntry, Registry
+from overpaint_worker.engine.families.weights import HashCache, Header, TensorInfo
+from overpaint_worker.registry import LoraEntry, ModelEntry, Registry
+from tests.weights_sdxl import original_names
 
 START, END = 49406, 49407
 SCALING = 0.13025
@@ -470,6 +473,71 @@ def test_a_controlnet_is_told_the_pooled_text_and_the_sizes(
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     assert float(mid.abs().max()) > 1e-3
     assert family("sdxl").inspect_controlnet(described).context_width == 80
+
+
+def lora_files(parts: Mapping[str, Any], folder: Path) -> tuple[Path, Path, dict[str, dict[str, Tensor]]]:
+    """One random LoRA as diffusers and as kohya's scripts name it, and what it adds to each weight."""
+    generator = torch.Generator().manual_seed(8)
+    original = original_names(list(parts["unet"].state_dict()))
+    theirs, kohyas, added = {}, {}, {part: {} for part in parts}
+    short = {"text_encoder": "lora_te1_text_model_", "text_encoder_2": "lora_te2_text_model_"}
+    for part, network in parts.items():
+        for name, weight in network.state_dict().items():
+            if not name.endswith("weight") or not re.search(r"attn|resnets.*conv|samplers|mlp", name):
+                continue
+            layer = name.removesuffix(".weight")
+            down = torch.randn(2, *weight.shape[1:], generator=generator) * 0.1
+            up = torch.randn(len(weight), 2, *[1] * (weight.ndim - 2), generator=generator) * 0.1
+            theirs |= {f"{part}.{layer}.lora_A.weight": down, f"{part}.{layer}.lora_B.weight": up}
+            bare = layer.removeprefix("text_model.")
+            spoken = short[part] + bare if part in short else f"lora_unet_{original[name]}"
+            key = spoken.removesuffix(".weight").replace(".", "_")
+            kohyas |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+            kohyas[f"{key}.alpha"] = torch.tensor(2.0)
+            added[part][name] = (up.flatten(1) @ down.flatten(1)).view_as(weight)
+    save_file(theirs, folder / "theirs.safetensors")
+    save_file(kohyas, folder / "kohyas.safetensors")
+    return folder / "theirs.safetensors", folder / "kohyas.safetensors", added
+
+
+def test_a_lora_of_either_naming_changes_the_unet_and_both_encoders(
+    xl: SdxlModel, sdxl_registry: Path, tmp_path: Path
+) -> None:
+    root = str(sdxl_registry.parent / "xl")
+    kinds = {
+        "unet": UNet2DConditionModel,
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+    }
+    parts = {part: kind.from_pretrained(root, subfolder=part).eval() for part, kind in kinds.items()}
+    *files, added = lora_files(parts, tmp_path)
+    for part, network in parts.items():
+        network.load_state_dict(
+            {name: weight + 0.7 * added[part].get(name, 0) for name, weight in network.state_dict().items()}
+        )
+    text, pooled = read((parts["text_encoder"], parts["text_encoder_2"]), tokenize("a hat"))
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        noise = parts["unet"](
+            x / 10**0.5,
+            TIMES[1],
+            encoder_hidden_states=text,
+            added_cond_kwargs={
+                "text_embeds": pooled,
+                "time_ids": torch.tensor([[64.0, 64.0, 0.0, 0.0, 64.0, 64.0]]),
+            },
+        ).sample
+
+    for file in files:
+        lora = read_lora(LoraEntry(name="it", base=Path("/"), path=str(file)), HashCache())
+        model = xl.adapted([(lora, 0.7)])
+        told = model.condition("a hat").tensors
+        torch.testing.assert_close(told["text"], text, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(told["pooled"], pooled, rtol=1e-4, atol=1e-4)
+        found = model.denoise(x, SIGMAS[1:2], told)
+        torch.testing.assert_close(found, x - 3 * noise, rtol=1e-3, atol=1e-3)
+    plain = xl.denoise(x, SIGMAS[1:2], tensors(xl, "a hat"))
+    assert float((plain - found).abs().max()) > 0.1
 
 
 # --- the VAE, and all of it
