@@ -69,6 +69,17 @@ def test_after_a_lora_the_model_has_its_bits_back(registry, tiny_registry):
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+def test_a_lora_is_laid_over_the_models_own_weights_whatever_lies_there(registry):
+    models = store(registry)
+    networks, ink, wash = models.get("tiny")._networks, models.lora("ink"), models.lora("wash")
+    first = networks.overlay([(wash, 1.0)])
+    networks.use(networks.overlay([(ink, 1.0)]))
+    second = networks.overlay([(wash, 1.0)])
+    for one, two in zip(first, second, strict=True):
+        assert one.own is two.own
+        assert torch.equal(one.changed, two.changed)
+
+
 def test_equal_loras_are_one_model_and_a_weight_of_zero_is_none(registry):
     models = store(registry)
     model, ink = models.get("tiny"), models.lora("ink")
