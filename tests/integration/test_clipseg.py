@@ -278,3 +278,15 @@ def test_a_cancelled_search_ends_cancelled(registry):
     k.conductor.run_until_idle()
     k.conductor.close()
     assert isinstance(k.ends()["it"], p.Cancelled)
+
+
+def test_the_engine_announces_its_segmenters(registry):
+    from overpaint_worker.engine.assemble import build, ready
+    from overpaint_worker.engine.options import EngineOptions
+
+    options = EngineOptions(fd=-1, registry=registry)
+    conductor = build(options, lambda _: None)
+    said = ready(conductor, options)
+    conductor.close()
+    assert "mask:clipseg" in said.features
+    assert [each["name"] for each in said.catalogue if each["kind"] == "segmenter"] == ["clipseg"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from overpaint_shared.catalogue import INPAINT_CHANNELS, difference
 from overpaint_shared.errors import JobError
 from overpaint_shared.job import ControlnetInpaint, InpaintModel, JobSpec
+from overpaint_worker.engine.clipseg.findings import texts
 from overpaint_worker.registry import Entry, Registry
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ def check_entries(spec: JobSpec, models: ModelStore) -> None:
 
     """
     model = models.traits(spec.model)
+    for path, mask in texts(spec):
+        models.registry.segmenter(mask.segmenter, f"{path}.segmenter")
     for field, entry in named(spec, models.registry):
         found = difference(models.traits_of(entry), model)
         if found is not None:
