@@ -28,6 +28,7 @@ OverpaintError
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final
@@ -42,6 +43,16 @@ _LONGEST_VALUE = 200
 _BY_CODE: dict[str, type["OverpaintError"]] = {}
 
 
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """The text, but what moves a terminal's cursor or turns writing round as its escape; lines stay lines."""
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def shorten(value: object, longest: int = _LONGEST_VALUE) -> str:
     """`value` as JSON would write it (else its repr), cut in the middle to at most `longest` characters."""
     try:
@@ -49,6 +60,7 @@ def shorten(value: object, longest: int = _LONGEST_VALUE) -> str:
         text.encode()  # a lone surrogate could not be printed
     except (TypeError, ValueError, RecursionError):
         text = ascii(value)
+    text = visible(text)
     if len(text) <= longest:
         return text
     half = (longest - 3) // 2
@@ -82,7 +94,7 @@ class OverpaintError(Exception):
     def __str__(self) -> str:
         where = f"{self.field}: " if self.field else ""
         fix = f" ({self.fix})" if self.fix else ""
-        return f"{where}{self.message}{fix}"
+        return visible(f"{where}{self.message}{fix}")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes an equal error; long values are shortened."""
@@ -165,7 +177,7 @@ class Problem:
         where = f"{self.path}: " if self.path else ""
         hint = f" Did you mean {self.suggestion}?" if self.suggestion else ""
         allowed = f" Allowed: {self.allowed}." if self.allowed else ""
-        return f"{where}{self.message}.{hint}{allowed}"
+        return visible(f"{where}{self.message}.{hint}{allowed}")
 
 
 class _Problems(OverpaintError):
@@ -186,7 +198,7 @@ class _Problems(OverpaintError):
     def __str__(self) -> str:
         if not self.problems:
             return super().__str__()
-        lines = [self.message, *(f"  {problem}" for problem in self.problems)]
+        lines = [visible(self.message), *(f"  {problem}" for problem in self.problems)]
         return "\n".join(lines + ([f"  ({self.fix})"] if self.fix else []))
 
     def to_json(self) -> dict[str, Any]:

@@ -190,7 +190,8 @@ def _walk(loc: Sequence[int | str], model: type[BaseModel]) -> _Place:
             path, here = f"{path}[{step}]", (get_args(bare) or (None,))[0]
         elif step != "[key]":  # a fault of a key itself stands at `labels.<key>.[key]`
             owner = bare if isinstance(bare, type) and issubclass(bare, BaseModel) else None
-            path, here = join(path, step), _field(owner, step)
+            key = shorten(step, _LONGEST_GIVEN)[1:-1]  # a stranger's, of any length
+            path, here = join(path, key), _field(owner, step)
     return _Place(path, owner, here)
 
 

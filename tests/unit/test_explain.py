@@ -186,3 +186,17 @@ def test_coverage_limits_must_leave_something() -> None:
     mask = MASKED["mask"]
     assert only({"mask": mask | {"min_coverage": 0.5, "max_coverage": 0.4}}).path == "mask.min_coverage"
     assert parse_job(MASKED | {"mask": mask | {"min_coverage": 0.4, "max_coverage": 0.4}})
+
+
+@pytest.mark.parametrize("hostile", ["\x1b[2J", "\x9b2J", "a\u202eb", "a\u2028b", "\r", "\x7f"])
+def test_a_strangers_text_cannot_move_the_terminal_of_who_reads_the_message(hostile: str) -> None:
+    for changes in ({hostile: 1}, {"labels": {hostile: 1}}, {"model": hostile}):
+        problem = problems(changes)[0]
+        assert hostile not in str(problem)
+        assert f"\\u{ord(next(c for c in hostile if c != 'a')):04x}" in str(problem) or "\\r" in str(problem)
+
+
+def test_a_key_as_long_as_a_page_is_shortened_in_its_path() -> None:
+    problem = only({"k" * 3000: 1})
+    assert len(problem.path) <= 80
+    assert problem.path.startswith("kkk")

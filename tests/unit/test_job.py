@@ -343,7 +343,7 @@ def test_any_other_seed_is_refused(seed: Any) -> None:
         ({"prompt": "x" * 20_001}, "prompt"),
         ({"prompt": "a\x00b"}, "prompt"),
         ({"labels": {"a": 1}}, "labels.a"),
-        ({"labels": {"a\n": "b"}}, "labels.a\n"),
+        ({"labels": {"a\n": "b"}}, "labels.a\\n"),
         ({"labels": {str(i): "" for i in range(33)}}, "labels"),
         ({"group": ""}, "group"),
         ({"output": {"format": "jpeg", "lossless": True}}, "output.lossless"),
