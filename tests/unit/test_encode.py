@@ -178,6 +178,14 @@ def test_sides_a_format_cannot_hold_are_refused() -> None:
 NOTES = {"overpaint": json.dumps({"seed": 1, "prompt": "ein Hut, rot, très chic"}), "long": "x" * 5000}
 
 
+@pytest.mark.parametrize("width", [1, 2, 9])
+def test_sixteen_bits_are_written_whatever_the_picture_lies_like_in_memory(width: int) -> None:
+    planes = noise(3, 5, width)  # as it leaves a model: plane by plane
+    image = planes.permute(1, 2, 0)
+    back = picture.load(encode.encode(image, PNG, depth=16), LIMITS, "x")
+    assert np.array_equal(back.samples, encode.quantise(image, 16))
+
+
 @pytest.mark.parametrize("depth", [8, 16])
 def test_notes_are_text_chunks_of_a_png(depth: int) -> None:
     image = opened(encode.encode(noise(8, 8, 3), PNG, text=NOTES, depth=16 if depth == 16 else 8))

@@ -75,6 +75,6 @@ def write(samples: Samples, info: PngImagePlugin.PngInfo, icc: bytes | None, lev
 def _filtered(samples: Samples) -> bytes:
     """Rows of big-endian bytes, each less its left neighbour's, behind the filter's number."""
     height, width, channels = samples.shape
-    rows = samples.astype(">u2").view(np.uint8).reshape(height, width, 2 * channels)
+    rows = samples.astype(">u2", order="C").view(np.uint8).reshape(height, width, 2 * channels)
     differences = np.concatenate([rows[:, :1], rows[:, 1:] - rows[:, :-1]], axis=1)
     return np.pad(differences.reshape(height, -1), ((0, 0), (1, 0)), constant_values=SUB_FILTER).tobytes()
