@@ -116,7 +116,7 @@ def _from_text(source: FromText, value: MaskValue, place: Place) -> Laid:
         "blur": source.blur,
     }
     note = (
-        f"{value.node.said}: the job fails where nothing is found; ComfyUI would go on with an empty mask. "
+        f"{value.node.said}: where nothing is found, the job goes on with an empty mask, as ComfyUI does. "
         'Set mask.on_empty to "skip" or "full" for another end'
     )
     return Laid(mask, value.node, (note,))
