@@ -1,11 +1,13 @@
 """Masks from words, through transformers' own model, in whole jobs."""
 
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPSegForImageSegmentation
 
@@ -18,6 +20,7 @@ from overpaint_worker.engine.families.weights import HashCache
 from overpaint_worker.registry import Registry
 from tests import segmenters
 from tests.rendering import INPUTS, img2img, kitchen, pixels, render, request
+from tests.unit.pictures import WIDE, gamma_curve, matrix_icc
 
 CPU = torch.device("cpu")
 WORDS = {"from": "clipseg", "text": "the hat", "threshold": 0.97, "blur": 0.8, "dilation_factor": 1}
@@ -41,8 +44,6 @@ def test_the_networks_answer_is_transformers_own(tmp_path, folder):
     """The second way: ids, pixels and network put together by hand from the formulas."""
     picture = torch.rand(50, 70, 3, generator=torch.Generator().manual_seed(1))
     got = store(tmp_path, folder).get("clipseg").logits(picture, "the hat")
-    from PIL import Image
-
     seen = Image.fromarray((picture.numpy() * np.float32(255)).astype(np.uint8))
     small = np.asarray(seen.resize((64, 64), Image.Resampling.BILINEAR)).astype(np.float32) / 255
     normal = (small - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
@@ -199,6 +200,18 @@ def test_nothing_found_and_skipped_returns_the_source_bit_for_bit_unmarked(regis
     assert receipt["skipped"] is True
     assert receipt["evaluations"] is None
     assert b"digitalsourcetype" not in done.files["image.png"]
+
+
+def test_what_is_skipped_keeps_colours_that_the_models_space_has_not(registry):
+    """Through sRGB and back these would be clipped, so the file's own samples must be what is written."""
+    levels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(levels).save(out, "PNG", icc_profile=matrix_icc(WIDE, gamma_curve(2.2)))
+    mask = {**WORDS, "threshold": 1.0, "on_empty": "skip"}
+    spec = job(mask, composite=False, compat="none")
+    done = one(registry, spec, inputs={"img64.png": out.getvalue()})
+    assert isinstance(done, p.Done), done
+    assert np.array_equal(pixels(done.files["image.png"]), levels)
 
 
 def test_nothing_found_and_full_repaints_everything(registry):
