@@ -22,6 +22,8 @@ JOURNAL = "FAKE_ENGINE_JOURNAL"
 START_S = "FAKE_ENGINE_START_S"
 CREDITS = "FAKE_ENGINE_CREDITS"
 BUDGET_S = "FAKE_ENGINE_BUDGET_S"
+LOAD_S = "FAKE_ENGINE_LOAD_S"
+UNLOADABLE = "FAKE_ENGINE_UNLOADABLE"
 DIE_AT_START = "FAKE_ENGINE_DIES"
 
 
@@ -44,6 +46,7 @@ class Engine:
         self.waiting: list[Job] = []
         self.live: list[Job] = []
         self.loaded: list[str] = []
+        self.turns = self.rows = 0
         self.lock = threading.Lock()
         self.work = threading.Event()
         self.budget_s = float(os.environ.get(BUDGET_S, "60"))
@@ -83,9 +86,28 @@ class Engine:
                     self.waiting.append(Job(message))
                 elif isinstance(message, protocol.Cancel):
                     self.cancel(message)
+                elif isinstance(message, protocol.Load):
+                    self.load(message.model)
                 elif isinstance(message, protocol.Stop):
                     os._exit(0)
             self.work.set()
+
+    def load(self, model: str) -> None:
+        if model == os.environ.get(UNLOADABLE):
+            error = {
+                "code": "model_load",
+                "message": "told to fail",
+                "field": None,
+                "value": None,
+                "fix": None,
+            }
+            self.send(protocol.NotLoaded(model=model, error=error))
+        elif model not in self.loaded:
+            self.send(protocol.Loading(model=model))
+            time.sleep(float(os.environ.get(LOAD_S, "0")))
+            self.loaded.append(model)
+            self.send(protocol.Loaded(model=model, seconds=0.5))
+            journal("loaded", model=model)
 
     def cancel(self, message: protocol.Cancel) -> None:
         for jobs in (self.waiting, self.live):
@@ -114,6 +136,7 @@ class Engine:
             self.admit()
             batch = list(self.live)
         if not batch:
+            self.beat()
             self.send(protocol.Unit(stage="idle", budget_s=0.0))
             self.work.wait()
             self.work.clear()
@@ -121,9 +144,23 @@ class Engine:
         self.send(protocol.Unit(stage="denoise", budget_s=self.budget_s, jobs=[j.render.job for j in batch]))
         time.sleep(max(float(j.script.get("step_s", 0.005)) for j in batch))
         with self.lock:
+            self.turns, self.rows = self.turns + 1, self.rows + 2 * len(batch)
             for job in batch:
                 if job in self.live:
                     self.advance(job, len(batch))
+
+    def beat(self) -> None:
+        self.send(
+            protocol.Stats(
+                live=len(self.live),
+                held=len(self.live) + len(self.waiting),
+                turns=self.turns,
+                rows=self.rows,
+                memory_used=1,
+                models=self.loaded,
+                row_limit=8,
+            )
+        )
 
     def advance(self, job: Job, company: int) -> None:
         job.step += 1

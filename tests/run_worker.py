@@ -16,6 +16,7 @@ if __name__ == "__main__":
     logs.configure(as_json=True)
     given["registry"] = Path(given["registry"])
     given["models"] = tuple(given["models"])
+    given["warm"] = tuple(given.get("warm", ()))
     if "engine" in given:
         given["engine"] = tuple(given["engine"])
     run(WorkerOptions(**given), Settings.load())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from overpaint_producer.follow import follow
 from overpaint_shared.errors import JobError, OverpaintError, UnknownJob
 from overpaint_shared.job import JobSpec, parse_job
-from overpaint_shared.ledger import Event, JobRecord, Ledger, WorkerRecord
+from overpaint_shared.ledger import Event, JobRecord, Ledger, QueueState, WorkerRecord
 from overpaint_shared.ledger.states import LIVE, JobState
 from overpaint_shared.settings import Settings
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from overpaint_producer.jobfiles import Draft
     from overpaint_producer.submitting import Options
+    from overpaint_producer.why import Why
     from overpaint_shared.catalogue import Catalogue, SpecWarning
     from overpaint_shared.store import Store
 
@@ -170,6 +171,19 @@ class Farm:
     def workers(self) -> list[WorkerRecord]:
         """The live workers."""
         return self.ledger.workers()
+
+    def queues(self) -> list[QueueState]:
+        """The queues of all models that are served, or whose jobs wait or run."""
+        return self.ledger.queues({model for worker in self.workers() for model in worker.serves})
+
+    def why(self, job_id: str) -> "Why":
+        """Why a job waits: its place, and what each live worker says to it. Raises UnknownJob."""
+        from overpaint_producer.why import explain
+
+        record, workers = self.job(job_id).status(), self.workers()
+        queue = {queue.model: queue for queue in self.queues()}.get(record.model)
+        running = self.ledger.records({job for worker in workers for job in worker.jobs})
+        return explain(record, self.ledger.place(record), queue, workers, running)
 
     def catalogue(self) -> "Catalogue":
         """What the live workers can render together."""

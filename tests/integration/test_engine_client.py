@@ -27,6 +27,8 @@ class World:
     gone: int = 0
     credits: int = 0
     progress: list[protocol.Progress] = field(default_factory=list)
+    loaded: list[str] = field(default_factory=list)
+    not_loaded: list[str] = field(default_factory=list)
     given_up: list[str] = field(default_factory=list)
     client: EngineClient = field(init=False)
 
@@ -65,6 +67,12 @@ class World:
 
     def engine_credits(self, slots: int) -> None:
         self.credits = slots
+
+    def engine_loaded(self, model: str, seconds: float) -> None:
+        self.loaded.append(model)
+
+    def engine_not_loaded(self, model: str) -> None:
+        self.not_loaded.append(model)
 
     def engine_given_up(self, reason: str) -> None:
         self.given_up.append(reason)
@@ -228,3 +236,13 @@ def test_failures_of_a_job_leave_the_engine_alone(world: World) -> None:
         assert isinstance(answer, protocol.Failed)
         assert answer.kind == kind
     assert world.client.pid == pid
+
+
+def test_a_model_is_loaded_before_any_job_and_one_that_cannot_be_is_told(world: World) -> None:
+    world.start(**{fake_engine.UNLOADABLE: "torn"})
+    world.up()
+    world.client.load("torn")
+    world.client.load("tiny")
+    wait_until(lambda: world.loaded and world.not_loaded)
+    assert (world.loaded, world.not_loaded) == (["tiny"], ["torn"])
+    assert world.client.loaded == {"tiny"}

@@ -29,6 +29,7 @@ EXAMPLES = [
     p.Failed(job="j1", token=7, error={"code": "input", "message": "ä"}, kind="job"),
     p.Cancelled(job="j1", token=7),
     p.Credits(slots=6),
+    p.NotLoaded(model="tiny", error={"code": "model_load", "message": "torn"}),
     p.Stats(live=1, held=2, turns=3, rows=4, memory_used=5, models=["tiny"]),
 ]  # fmt: skip
 

@@ -1,10 +1,11 @@
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from overpaint_worker import supervisor
 from overpaint_worker.supervisor import Restart, Supervisor, visible_devices, worker_command
 from tests.waiting import wait_until
 
@@ -95,3 +96,13 @@ def test_a_worker_that_waits_for_its_restart_is_not_started_after_a_stop(tmp_pat
     world.now = 1e6
     wait_until(world.supervisor.step)
     assert world.life("cpu") == "born "
+
+
+def test_each_worker_serves_its_metrics_on_a_port_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[Sequence[str]] = []
+    monkeypatch.setattr(supervisor, "visible_devices", lambda: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr(Supervisor, "run", lambda self: commands.extend(p.command for p in self._posts) or 0)
+    assert supervisor.supervise(["--device", "all", "--metrics-port", "9808"], 9808) == 0
+    assert [command[-1] for command in commands] == ["9808", "9809"]
+    supervisor.supervise(["--device", "all"], None)
+    assert "--metrics-port" not in commands[-1]

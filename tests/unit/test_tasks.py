@@ -33,6 +33,7 @@ from overpaint_shared.settings import Limits
 from overpaint_worker import protocol
 from overpaint_worker.engine_client import Answer, Gone
 from overpaint_worker.keeper import Keeper
+from overpaint_worker.metrics import Metrics
 from overpaint_worker.tasks import Patience, Renderer, Room
 
 SHA = "0" * 64
@@ -75,6 +76,7 @@ class World:
     finished: list[Outcome] = field(default_factory=list)
     released: list[ReleaseReason] = field(default_factory=list)
     published: list[str] = field(default_factory=list)
+    metrics: Metrics = field(default_factory=Metrics)
     keeper: Keeper = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +87,7 @@ class World:
             publish=self.publish,
             on_cancel=lambda _: None,
             on_fenced=lambda _: None,
+            metrics=self.metrics,
         )
 
     @property

@@ -22,7 +22,7 @@ from typing import Protocol
 
 import structlog
 
-from overpaint_shared.errors import EngineDied, EngineHung
+from overpaint_shared.errors import EngineDied, EngineHung, OverpaintError
 from overpaint_worker.crashes import ANSWER_S, START_S, Barren, InFlight, Watch
 from overpaint_worker.protocol import (
     CPU_STAGE_BUDGET_S,
@@ -35,6 +35,7 @@ from overpaint_worker.protocol import (
     Load,
     Loaded,
     Loading,
+    NotLoaded,
     Progress,
     ProtocolError,
     Ready,
@@ -89,6 +90,12 @@ class Listener(Protocol):
 
     def engine_credits(self, slots: int) -> None:
         """It wants to hold so many jobs."""
+
+    def engine_loaded(self, model: str, seconds: float) -> None:
+        """A model is on the device."""
+
+    def engine_not_loaded(self, model: str) -> None:
+        """A model that it was to load cannot be."""
 
     def engine_given_up(self, reason: str) -> None:
         """It crashed three times without one step and is not started again."""
@@ -201,6 +208,11 @@ class EngineClient:
             case Loaded():
                 self.loaded |= {message.model}
                 log.info("model loaded", action="model.loaded", model=message.model, seconds=message.seconds)
+                self._listener.engine_loaded(message.model, message.seconds)
+            case NotLoaded():
+                why = OverpaintError.from_json(message.error)
+                log.error("model not loaded", action="model.not_loaded", model=message.model, error=str(why))
+                self._listener.engine_not_loaded(message.model)
             case Stats():
                 self.stats, self.loaded = message, frozenset(message.models)
 

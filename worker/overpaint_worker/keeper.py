@@ -9,14 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
 from overpaint_shared.errors import ServiceError
 from overpaint_shared.ledger import Beat, Ledger, ReleaseReason, Wakeup
+from overpaint_worker.metrics import Metrics
 
 PROGRESS_EVERY_S = 0.5
+STEPPING = "denoise"
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +38,14 @@ class Attempt:
     """It is no longer ours: another attempt has it, or we gave it back."""
     settling: bool = False
     """Its end is being told to the ledger, whose answer says what came of it."""
+    since: float = field(default_factory=time.monotonic)
+    """When it entered its stage."""
+    number: int = 0
+    """Counts the attempts at the job, for people."""
+
+    def names(self) -> dict[str, str | int]:
+        """What every log line about it says."""
+        return {"job": self.job, "token": self.token, "attempt": self.number}
 
     def beat(self) -> Beat:
         """What the ledger is told."""
@@ -54,6 +64,7 @@ class Keeper:
         publish: Callable[[Sequence[Wakeup]], None],
         on_cancel: Callable[[Attempt], None],
         on_fenced: Callable[[Attempt], None],
+        metrics: Metrics | None = None,
     ) -> None:
         """`on_cancel` and `on_fenced` are told once for each attempt, in the keeper's thread."""
         self._ledger = ledger
@@ -62,6 +73,7 @@ class Keeper:
         self._publish = publish
         self._on_cancel = on_cancel
         self._on_fenced = on_fenced
+        self._metrics = metrics or Metrics()
         self._attempts: dict[str, Attempt] = {}
         self._lock = threading.Lock()
         self._told = threading.Event()
@@ -85,14 +97,15 @@ class Keeper:
             return list(self._attempts.values())
 
     @contextmanager
-    def watching(self, job: str, token: int) -> Iterator[Attempt]:
+    def watching(self, job: str, token: int, number: int = 0) -> Iterator[Attempt]:
         """Keep the lease of an attempt for a block."""
-        attempt = Attempt(job, token)
+        attempt = Attempt(job, token, number=number)
         with self._lock:
             self._attempts[job] = attempt
         try:
             yield attempt
         finally:
+            self._metrics.stage(attempt.stage, time.monotonic() - attempt.since)
             with self._lock:
                 if (
                     self._attempts.get(job) is attempt
@@ -105,8 +118,18 @@ class Keeper:
             attempt = self._attempts.get(job)
             if attempt is None or attempt.token != token:
                 return
+            self._measure(attempt, stage, step)
             attempt.stage, attempt.step, attempt.of = stage, step, of
         self._told.set()
+
+    def _measure(self, attempt: Attempt, stage: str, step: int) -> None:
+        if stage != attempt.stage:
+            now = time.monotonic()
+            self._metrics.stage(attempt.stage, now - attempt.since)
+            attempt.since = now
+        if stage == STEPPING:
+            made = step - (attempt.step if attempt.stage == STEPPING else 0)
+            self._metrics.stepped(max(0, made))  # the engine tells not each step
 
     def release_all(self) -> int:
         """Give every running job back, uncounted and at once; how many. May be called from any thread, twice
@@ -126,11 +149,10 @@ class Keeper:
                 attempt.job, attempt.token, ReleaseReason.STOPPED, "its worker stopped"
             )
         except ServiceError as error:  # its lease runs out
-            log.error("release failed", action="job.release_failed", job=attempt.job, error=str(error))  # noqa: TRY400
+            log.error("release failed", action="job.release_failed", error=str(error), **attempt.names())  # noqa: TRY400
             return False
-        log.info(
-            "job released", action="job.released", job=attempt.job, token=attempt.token, reason="stopped"
-        )
+        log.info("job released", action="job.released", reason="stopped", **attempt.names())
+        self._metrics.released("stopped")
         self._publish(released.wakeups)
         return True
 
@@ -150,6 +172,7 @@ class Keeper:
         try:
             verdicts = self._ledger.renew(self._worker_id, [attempt.beat() for attempt in running])
         except ServiceError as error:
+            self._metrics.missed(len(running))
             if not self._away:
                 log.warning("leases cannot be renewed, rendering on", action="ledger.away", error=str(error))
             self._away = True
@@ -163,9 +186,11 @@ class Keeper:
     def _obey(self, attempt: Attempt, verdict: str) -> None:
         if verdict == "cancel" and not attempt.cancelled:
             attempt.cancelled = True
-            log.info("cancel requested", action="job.cancelling", job=attempt.job, token=attempt.token)
+            self._metrics.cancelling()
+            log.info("cancel requested", action="job.cancelling", **attempt.names())
             self._on_cancel(attempt)
         elif verdict == "lost" and not attempt.settling:
             attempt.fenced = True
-            log.warning("lease lost", action="job.fenced", job=attempt.job, token=attempt.token)
+            self._metrics.lost()
+            log.warning("lease lost", action="job.fenced", **attempt.names())
             self._on_fenced(attempt)

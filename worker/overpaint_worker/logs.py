@@ -17,6 +17,19 @@ _MASK = "***"
 
 Event = MutableMapping[str, Any]
 
+_identity: dict[str, str] = {}
+
+
+def identify(**names: str) -> None:
+    """Say in every line from now on who this process is, whichever thread writes it."""
+    _identity.update(names)
+
+
+def _who(_logger: Any, _method: str, event: Event) -> Event:
+    for name, value in _identity.items():
+        event.setdefault(name, value)
+    return event
+
 
 class Masker:
     """Replaces passwords in URLs, values under telling names, and the secrets it was given."""
@@ -45,6 +58,7 @@ def configure(*, as_json: bool, secrets: Iterable[str] = (), stream: TextIO | No
     masker = Masker(secrets)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _who,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

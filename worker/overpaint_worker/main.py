@@ -44,6 +44,11 @@ SIGTERM or Ctrl-C: finish what runs within the grace, give the rest back. A seco
     type=click.Path(dir_okay=False, path_type=Path),
     help="The model registry, a models.toml.  [env var: OVERPAINT_REGISTRY]",
 )
+@click.option(
+    "--warm",
+    metavar="NAME,...",
+    help="Load these before taking jobs.  [default: the model, where it is one]",
+)
 @click.option("--slots", default=6, metavar="N", help="Jobs held at once: the batch limit and two.")
 @click.option("--grace", default=60.0, metavar="SECONDS", help="Time to finish what runs after SIGTERM.")
 @click.option(
@@ -65,6 +70,15 @@ SIGTERM or Ctrl-C: finish what runs within the grace, give the rest back. A seco
     metavar="FILE",
     help="Where the digests of weights are remembered between starts.",
 )
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65_535),
+    metavar="PORT",
+    help="Serve Prometheus metrics there, each further device one port higher.  [default: nowhere]",
+)
+@click.option(
+    "--metrics-host", default="127.0.0.1", metavar="ADDRESS", help="The address that metrics are served on."
+)
 @click.option("--json-logs", is_flag=True, help="Log JSON lines.")
 @click.option(
     "--config",
@@ -75,12 +89,15 @@ def command(  # noqa: PLR0917  # click gives them by name
     device: str,
     models: str | None,
     registry: Path | None,
+    warm: str | None,
     slots: int,
     grace: float,
     switch_after: float,
     name: str | None,
     threads: int,
     hashes: Path | None,
+    metrics_port: int | None,
+    metrics_host: str,
     json_logs: bool,
     config: Path | None,
 ) -> None:
@@ -89,15 +106,16 @@ def command(  # noqa: PLR0917  # click gives them by name
         from overpaint_worker.supervisor import supervise
 
         logs.configure(as_json=json_logs)
-        sys.exit(supervise(sys.argv[1:]))
+        sys.exit(supervise(sys.argv[1:], metrics_port))
     settings = Settings.load(config)
     logs.configure(as_json=json_logs, secrets=_secrets(settings))
     path = registry or settings.registry
     if path is None:
         raise SettingsError("no registry is named", field="--registry", fix="write --registry models.toml")
+    names = _model_names(models, path)
     options = WorkerOptions(
         device=device,
-        models=_model_names(models, path),
+        models=names,
         registry=path,
         slots=slots,
         grace_s=grace,
@@ -106,6 +124,9 @@ def command(  # noqa: PLR0917  # click gives them by name
         json_logs=json_logs,
         threads=threads,
         hashes=hashes,
+        warm=_warm_names(warm, names),
+        metrics_host=metrics_host,
+        metrics_port=metrics_port,
     )
     run(options, settings)
 
@@ -156,7 +177,7 @@ def _model_names(given: str | None, path: Path) -> tuple[str, ...]:
     known = tuple(Registry.load(path).models)
     if given is None:
         return known
-    names = tuple(dict.fromkeys(n.strip() for n in given.split(",") if n.strip()))
+    names = _names(given)
     for name in names:
         if name not in known:
             raise SettingsError(
@@ -166,6 +187,16 @@ def _model_names(given: str | None, path: Path) -> tuple[str, ...]:
                 fix=f"name some of: {', '.join(known) or '(the registry is empty)'}",
             )
     return names
+
+
+def _warm_names(given: str | None, models: tuple[str, ...]) -> tuple[str, ...]:
+    if given is None:
+        return models if len(models) == 1 else ()
+    return _names(given)
+
+
+def _names(given: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
 
 
 def _secrets(settings: Settings) -> list[str]:

@@ -16,11 +16,12 @@ from overpaint_shared.ledger import Claim, Ledger, Wakeup, WorkerRecord
 from overpaint_shared.queues import make_app, publish, queue_name
 from overpaint_shared.settings import Limits, Settings
 from overpaint_shared.store import Store
-from overpaint_worker import protocol, transport
+from overpaint_worker import logs, protocol, transport
 from overpaint_worker.cycle import STRATEGY, Intake, ModelCycle
 from overpaint_worker.engine.options import EngineOptions
 from overpaint_worker.engine_client import EngineClient, Launch, engine_environment
 from overpaint_worker.keeper import Keeper
+from overpaint_worker.metrics import Metrics
 from overpaint_worker.options import CPU, WorkerOptions
 from overpaint_worker.stopping import Drain
 from overpaint_worker.tasks import Patience, register
@@ -50,6 +51,8 @@ class Node:
         self.store = Store(settings.store())
         self.uploads = ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload")
         self.waker = Waker()
+        self.metrics = Metrics()
+        self._warming: set[str] = set()
         self.drain = Drain(self, options.grace_s)
         self.intake = Intake(
             {queue_name(model): model for model in options.models},
@@ -65,6 +68,7 @@ class Node:
             publish=self.publish,
             on_cancel=lambda a: self.engine.cancel(a.job, a.token),
             on_fenced=lambda a: self.engine.forget(a.job, a.token),
+            metrics=self.metrics,
         )
         self.app = self._make_app(settings.redis_url)
 
@@ -108,16 +112,37 @@ class Node:
     # What the engine says
 
     def engine_ready(self, ready: protocol.Ready) -> None:
-        """Announce first what it can render, then take messages."""
+        """Announce first what it can render, then load what is to be warm, then take messages."""
         self.ready = ready
         self.announce()
-        if len(self.options.models) == 1:
-            self.engine.load(self.options.models[0])
-        self.intake.engine_up = True
-        self.waker.wake()
+        self._warming = set(self.options.warm)
+        for model in self.options.warm:
+            self.engine.load(model)
+        self._open_if_warm()
+
+    def engine_loaded(self, model: str, seconds: float) -> None:
+        """Take messages, if this was the last model to be warm."""
+        self.metrics.loaded(model, seconds)
+        self._warmed(model)
+
+    def engine_not_loaded(self, model: str) -> None:
+        """Go on without it: its jobs are told why when they come, and other models' jobs are rendered."""
+        self._warmed(model)
+
+    def _warmed(self, model: str) -> None:
+        if model in self._warming:
+            self._warming.discard(model)
+            self._open_if_warm()
+
+    def _open_if_warm(self) -> None:
+        if not self._warming:
+            self.intake.engine_up = True
+            log.info("taking jobs", action="worker.open", models=list(self.options.models))
+            self.waker.wake()
 
     def engine_gone(self) -> None:
         """Take no messages for now."""
+        self.metrics.engine_gone()
         self.intake.engine_up = False
 
     def engine_progress(self, progress: protocol.Progress) -> None:
@@ -175,6 +200,9 @@ class Node:
             memory_total=ready.memory_total,
             memory_used=stats.memory_used if stats else None,
             loaded=min(self.engine.loaded, default=None),
+            warm=tuple(sorted(self.engine.loaded)),
+            jobs=tuple(attempt.job for attempt in self.keeper.running),
+            steps_per_s=self.metrics.speed.per_s(),
             more={"versions": ready.versions, "engine_pid": self.engine.pid},
         )
 
@@ -190,10 +218,18 @@ class Node:
 
     def start(self) -> None:
         """Start the engine and the keeper of leases; called in the main thread."""
+        logs.identify(worker=self.name)
+        self._serve_metrics()
         self.drain.start()
         self.keeper.start()
         self.engine.start()
         log.info("worker started", action="worker.started", worker=self.name, id=self.worker_id)
+
+    def _serve_metrics(self) -> None:
+        host, port = self.options.metrics_host, self.options.metrics_port
+        if port is not None:
+            port = self.metrics.serve(self, host, port)
+            log.info("metrics served", action="metrics.serving", address=f"http://{host}:{port}/metrics")
 
     def close(self) -> None:
         """Give back what still runs, end the engine, and be listed no more. May be called twice."""

@@ -15,6 +15,7 @@ CPU = "cpu"
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_SLOTS = 256
+MAX_PORT = 65_535
 
 
 def _default_engine() -> tuple[str, ...]:
@@ -39,6 +40,11 @@ class WorkerOptions:
     json_logs: bool = False
     threads: int = 1
     """CPU threads of the engine's arithmetic."""
+    warm: tuple[str, ...] = ()
+    """The models that are loaded before it takes jobs."""
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
+    """Where metrics are served; 0: a free port; None: nowhere."""
     hashes: Path | None = None
     """Where the engine remembers the digests of weights, which take minutes to compute."""
     engine: tuple[str, ...] = field(default_factory=_default_engine)
@@ -53,6 +59,15 @@ class WorkerOptions:
             )
         if not self.models:
             raise SettingsError("no model is named", field="--models", fix="write --models NAME,NAME")
+        if cold := set(self.warm) - set(self.models):
+            raise SettingsError(
+                f"{min(cold)!r} is not among --models",
+                field="--warm",
+                value=min(cold),
+                fix=f"name some of: {', '.join(self.models)}",
+            )
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= MAX_PORT:
+            raise SettingsError(f"port {self.metrics_port}", field="--metrics-port", fix="write 0 to 65535")
         if not 1 <= self.slots <= MAX_SLOTS:
             raise SettingsError(f"{self.slots} slots", field="--slots", fix=f"write 1 to {MAX_SLOTS}")
         if not 0 <= self.grace_s < float("inf"):

@@ -70,7 +70,7 @@ class Cancel:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """Load a model of the registry before a job asks for it. Answered by `Loading`, `Loaded`."""
+    """Load a model before a job asks for it. Answered by `Loading` and `Loaded`, or `NotLoaded`."""
 
     model: str
 
@@ -114,6 +114,14 @@ class Loaded:
 
     model: str
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotLoaded:
+    """The answer to `Load` where the model cannot be loaded. `error` is `OverpaintError.to_json()`."""
+
+    model: str
+    error: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +204,14 @@ class Stats:
     """Bytes of device memory in use (resident set for `cpu`)."""
     models: list[str] = field(default_factory=list)
     """Loaded models."""
+    row_limit: int = 0
+    """Rows that one pass may have, at the most favourable shape."""
 
 
 ToEngine = Render | Cancel | Load | Stop
-ToWorker = Ready | Loading | Loaded | Unit | Progress | Done | Failed | Cancelled | Credits | Stats
+ToWorker = (
+    Ready | Loading | Loaded | NotLoaded | Unit | Progress | Done | Failed | Cancelled | Credits | Stats
+)
 Message = ToEngine | ToWorker
 
 _BY_NAME: Final[dict[str, type[Message]]] = {

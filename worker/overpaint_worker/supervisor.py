@@ -53,8 +53,8 @@ def visible_devices() -> list[str]:
     return [f"cuda:{index}" for index in range(count)]
 
 
-def worker_command(arguments: Sequence[str], device: str) -> list[str]:
-    """The command of one worker: the supervisor's own, with `--device all` replaced."""
+def worker_command(arguments: Sequence[str], device: str, metrics_port: int | None = None) -> list[str]:
+    """The command of one worker: the supervisor's own, with `--device all` replaced, and its own port."""
     out: list[str] = []
     rest = iter(arguments)
     for argument in rest:
@@ -62,7 +62,8 @@ def worker_command(arguments: Sequence[str], device: str) -> list[str]:
             next(rest)
         elif not argument.startswith("--device="):
             out.append(argument)
-    return [sys.executable, "-m", "overpaint_worker.main", "--device", device, *out]
+    port = [] if metrics_port is None else ["--metrics-port", str(metrics_port)]  # the last one counts
+    return [sys.executable, "-m", "overpaint_worker.main", "--device", device, *out, *port]
 
 
 @dataclass
@@ -175,7 +176,14 @@ def _end_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def supervise(arguments: Sequence[str]) -> int:
-    """Run one worker on each visible device with these command line arguments; the exit code."""
+def supervise(arguments: Sequence[str], metrics_port: int | None = None) -> int:
+    """Run one worker on each visible device with these command line arguments; the exit code.
+
+    The first serves its metrics on `metrics_port`, each further one a port higher (0: each on a free one).
+    """
     log.info("supervisor started", action="supervisor.up", supervisor_pid=os.getpid())
-    return Supervisor([(device, worker_command(arguments, device)) for device in visible_devices()]).run()
+    commands = [
+        (device, worker_command(arguments, device, metrics_port and metrics_port + number))
+        for number, device in enumerate(visible_devices())
+    ]
+    return Supervisor(commands).run()

@@ -39,6 +39,7 @@ from overpaint_worker import protocol
 from overpaint_worker.cycle import Intake
 from overpaint_worker.engine_client import Answer, EngineClient, Gone
 from overpaint_worker.keeper import Attempt, Keeper
+from overpaint_worker.metrics import COMMIT, Metrics
 
 CONTENT_TYPES: Mapping[str, str] = {
     "png": "image/png",
@@ -105,6 +106,7 @@ class Room(Protocol):
     keeper: Keeper
     intake: Intake
     patience: Patience
+    metrics: Metrics
 
     @property
     def uploads(self) -> Executor:
@@ -159,6 +161,8 @@ class Renderer:
     def __init__(self, room: Room) -> None:
         self._room = room
         self._timing = Timing()
+        self._began = time.perf_counter()
+        self._kind = ("", "")
 
     def run(self, job_id: str) -> Outcome | None:
         """Claim, render and settle a job; how it ended, None if it did not end here."""
@@ -172,11 +176,12 @@ class Renderer:
             log.info("message without work", action="job.noop", job=job_id, verdict=claim.verdict)
             return None
         self._timing.mark("claim_s")
+        self._room.metrics.claimed(claim.waited_s)
         with (
-            bound_contextvars(job=job_id, token=claim.token),
-            self._room.keeper.watching(job_id, claim.token) as a,
+            bound_contextvars(job=job_id, token=claim.token, attempt=claim.attempt),
+            self._room.keeper.watching(job_id, claim.token, claim.attempt) as a,
         ):
-            log.info("job claimed", action="job.claimed", attempt=claim.attempt, alone=claim.crashes > 0)
+            log.info("job claimed", action="job.claimed", alone=claim.crashes > 0)
             return self._settle(a, self._attempt(claim, a))
 
     # From a claim to an end
@@ -184,6 +189,7 @@ class Renderer:
     def _attempt(self, claim: Claim, attempt: Attempt) -> Outcome | GiveBack:
         try:
             spec = parse_job(claim.spec_json)
+            self._kind = (spec.model, spec.method.kind)
             inputs = self._fetch(claim.owner, spec, attempt)
             self._timing.mark("fetch_s")
             answer = self._rendered(claim, inputs, attempt)
@@ -296,6 +302,7 @@ class Renderer:
     def _settle(self, attempt: Attempt, end: Outcome | GiveBack) -> Outcome | None:
         attempt.settling = True
         if attempt.fenced:
+            self._ended("fenced")
             self._clean(attempt)
             return None
         if isinstance(end, GiveBack):
@@ -313,16 +320,22 @@ class Renderer:
             )
         except (ServiceError, _Stopped) as error:
             log.error("release failed", action="job.release_failed", error=str(error))  # noqa: TRY400
+            self._ended("uncommitted")
             return
         self._room.publish(released.wakeups)
+        self._room.metrics.released(end.reason.value)
+        self._ended("released")
         log.warning(
             "job released",
             action="job.released",
-            reason=end.reason.name.lower(),
+            reason=end.reason.value,
             why=end.why,
             state=str(released.state),
         )
         self._clean(attempt)
+
+    def _ended(self, outcome: str) -> None:
+        self._room.metrics.ended(*self._kind, outcome, time.perf_counter() - self._began)
 
     def _commit(self, attempt: Attempt, outcome: Outcome) -> bool:
         try:
@@ -334,10 +347,13 @@ class Renderer:
             )
         except (ServiceError, _Stopped) as error:
             log.error("commit failed", action="job.commit_failed", error=str(error))  # noqa: TRY400
+            self._ended("uncommitted")
             return False
         self._timing.mark("commit_s")
+        self._room.metrics.stage(COMMIT, self._timing.spent["commit_s"])
         self._room.publish(finished.wakeups)
         name = type(outcome).__name__.lower()
+        self._ended(name if finished.accepted else "fenced")
         if finished.accepted:
             log.info(f"job {name}", action=f"job.{name}", seconds=self._timing.spent)
         else:
@@ -374,6 +390,7 @@ class Renderer:
             except ServiceError as error:
                 if time.monotonic() + pause > end:
                     raise
+                self._room.metrics.retried()
                 log.info("service away, trying again", action="service.retry", error=str(error), in_s=pause)
             self._pause(pause, attempt, stop_on_cancel=stop_on_cancel)
             pause = min(LONGEST_PAUSE_S, pause * 2)

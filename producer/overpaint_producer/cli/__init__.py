@@ -31,6 +31,12 @@ COMMANDS = {
     ),
     "schema": ("overpaint_producer.cli.check", "Print the JSON Schema of a job."),
     "workers": ("overpaint_producer.cli.operate", "List the live workers and what they render."),
+    "queues": (
+        "overpaint_producer.cli.watching",
+        "Show each model's queue: depth, age, rate, and when it will be empty.",
+    ),
+    "why": ("overpaint_producer.cli.watching", "Tell why a job waits."),
+    "metrics": ("overpaint_producer.cli.watching", "Serve the farm's metrics for Prometheus."),
     "gc": ("overpaint_producer.cli.operate", "Delete stored files that no job needs."),
     "up": (
         "overpaint_producer.cli.up",

@@ -37,11 +37,13 @@ def workers(context: Context, *, as_json: bool) -> None:
     elif not found:
         say("overpaint: no worker is alive; start one with: overpaint-worker")
     else:
-        head = ("NAME", "DEVICE", "BUSY", "LOADED", "MEMORY", "UP", "MODELS")
+        head = ("NAME", "DEVICE", "BUSY", "SPEED", "LOADED", "MEMORY", "UP", "MODELS")
         table([_row(worker) for worker in found], head)
 
 
 def _row(worker: "WorkerRecord") -> tuple[object, ...]:
+    from overpaint_producer.pace import speed
+
     device = f"{worker.device} {worker.device_name}".strip()
     memory = (
         f"{(worker.memory_used or 0) / GIB:.1f}/{worker.memory_total / GIB:.1f} GiB"
@@ -50,7 +52,17 @@ def _row(worker: "WorkerRecord") -> tuple[object, ...]:
     )
     minutes = f"{(time.time() - worker.started) / 60:.0f} min" if worker.started else ""
     busy = f"{worker.running}/{worker.slots}"
-    return (worker.name, device, busy, worker.loaded, memory, minutes, " ".join(worker.models))
+    loaded = " ".join(worker.warm) or worker.loaded
+    return (
+        worker.name,
+        device,
+        busy,
+        speed(worker.steps_per_s, "step"),
+        loaded,
+        memory,
+        minutes,
+        " ".join(worker.models),
+    )
 
 
 @click.command(

@@ -265,6 +265,7 @@ class Conductor:
         except Exception as error:
             kind, told = judge(error)
             log.warning("model does not load", action="model_refused", model=name, kind=kind, error=str(told))
+            self._emit(p.NotLoaded(model=name, error=told.to_json()))
 
     def _one_turn(self) -> None:
         group = self.loop.group()
@@ -369,6 +370,7 @@ class Conductor:
                 live=len(self._stepping), held=len(self._held),
                 turns=self._counts.turns, rows=self._counts.rows,
                 memory_used=_memory_used(self.house.models.device), models=self.house.models.loaded,
+                row_limit=self.loop.limits.largest(),
             )
         )  # fmt: skip
 
