@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import redis
 from redis.exceptions import (
     AuthenticationError,
+    NoPermissionError,
     ResponseError,
 )
 from redis.exceptions import (
@@ -43,6 +44,8 @@ def typed(error: Exception, where: str) -> OverpaintError | None:
         )
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
         return unreachable(text, where)
+    if isinstance(error, NoPermissionError) or "ACL failure in script" in text:
+        return _denied(text, where)
     return _refused(text, where) if isinstance(error, ResponseError) else None
 
 
@@ -85,14 +88,16 @@ def _refused(text: str, where: str) -> OverpaintError | None:
             value=where,
             fix="point OVERPAINT_REDIS_URL at the primary",
         )
-    if "NOPERM" in text:
-        return LedgerUnreachable(
-            f"Redis at {where} denies its user a command: {text}",
-            field="redis_url",
-            value=where,
-            fix="give the user the rights that docs/security.md lists",
-        )
     return None
+
+
+def _denied(text: str, where: str) -> OverpaintError:
+    return LedgerUnreachable(
+        f"Redis at {where} denies its user a command: {text}",
+        field="redis_url",
+        value=where,
+        fix="give the user the rights that docs/security.md lists",
+    )
 
 
 @contextmanager
