@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
@@ -18,6 +19,17 @@ from deploy.miniatures import words, world
 from deploy.miniatures.training import COUNT, parse_plan, pixels, sheet, signed, train
 
 BATCH, WIDTH, LENGTH = 16, 96, 77
+PREPROCESSOR = {
+    "image_processor_type": "ViTImageProcessor",
+    "do_resize": True,
+    "size": {"height": world.SIZE, "width": world.SIZE},
+    "resample": 3,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
 WORDINGS = ("{0}", "{0}", "{1}", "the {0}", "a picture of {1}")
 
 
@@ -79,6 +91,8 @@ def main() -> None:
 
     train(plan, model, loss_of, sample)
     model.save_pretrained(plan.folder / "model")
+    (plan.folder / "model" / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=1))
+    tokenizer.save(str(plan.folder / "model" / "tokenizer.json"))
 
 
 def iou(logits: Tensor, truth: Tensor) -> float:
