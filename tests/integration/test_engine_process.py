@@ -75,10 +75,12 @@ def test_it_says_what_it_is_before_anything_else(engine):
     assert ready.device == "cpu"
     assert ready.memory_total > 2**28
     assert {"method:img2img", "sampler:euler", "scheduler:karras", "mask:image"} <= set(ready.features)
-    names = {traits["name"]: traits for traits in ready.catalogue}
-    assert {"tiny", "tiny-single", "tiny-v"} <= names.keys()
-    assert len(names["tiny"]["sha256"]) == 64
-    assert names["tiny"]["channels"] == 4
+    offered = {(traits["kind"], traits["name"]): traits for traits in ready.catalogue}
+    models = {name for kind, name in offered if kind == "model"}
+    assert {"tiny", "tiny-single", "tiny-v"} <= models
+    assert len(offered["model", "tiny"]["sha256"]) == 64
+    assert offered["model", "tiny"]["channels"] == 4
+    assert ("controlnet", "tiny") in offered
 
 
 def test_every_announced_feature_is_one_of_the_specs(engine):
