@@ -1,0 +1,351 @@
+"""What deploy/ ships fits the programs: every command line parses, every time fits the others.
+
+No container engine is asked: the compose file is read by Compose's own parser, Kubernetes' manifests by
+`kubectl kustomize`. That the commands do their work is tests/acceptance/test_compose.py's.
+"""
+
+import copy
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sysconfig
+from configparser import RawConfigParser
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from overpaint_producer.cli import cli
+from overpaint_worker.main import command as overpaint_worker
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+STORING_S = 15
+"""What a worker gets beyond its grace to store what is done and give the rest back."""
+
+
+def passwords() -> dict[str, str]:
+    made = subprocess.run([DEPLOY / "new-env"], capture_output=True, text=True, check=True).stdout
+    return dict(line.split("=", 1) for line in made.splitlines())
+
+
+def compose(environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [SCRIPTS / "docker-compose", "-f", ROOT / "docker-compose.yml", "--env-file", os.devnull,
+         "--profile", "*", "config", "--format", "json"],
+        env={"PATH": os.environ["PATH"]} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+
+
+def services(**environment: str) -> dict[str, Any]:
+    done = compose(passwords() | environment)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout)["services"])
+
+
+SERVICES = services()
+
+
+def module(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+VALIDATE = module(DEPLOY / "kubernetes" / "validate.py")
+OVERLAYS = {path.name: VALIDATE.rendered(path) for path in (DEPLOY / "kubernetes" / "overlays").iterdir()}
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Every command line that something in deploy/ starts."""
+    found = [
+        (f"compose {name}", [*(service.get("entrypoint") or []), *(service.get("command") or [])])
+        for name, service in SERVICES.items()
+    ]
+    for overlay, manifests in OVERLAYS.items():
+        for manifest in manifests:
+            pod = manifest.get("spec", {}).get("template", {}).get("spec", {"containers": []})
+            found += [
+                (f"{overlay} {manifest['metadata']['name']}", [*each["command"], *each.get("args", [])])
+                for each in pod["containers"]
+            ]
+    for unit in sorted((DEPLOY / "systemd").glob("*.service")):
+        line = read_unit(unit)["Service"]["ExecStart"].replace("%i", "0")
+        program, *rest = shlex.split(line)
+        found.append((unit.name, [Path(program).name, *rest]))
+    for image in sorted(DEPLOY.glob("Dockerfile.*")):
+        (line,) = re.findall(r"^CMD (.*)$", image.read_text(), re.MULTILINE)
+        found.append((image.name, json.loads(line)))
+    return found
+
+
+def read_unit(path: Path) -> RawConfigParser:
+    parsed = RawConfigParser(strict=False)
+    parsed.optionxform = str  # type: ignore[assignment,method-assign]
+    parsed.read(path)
+    return parsed
+
+
+def options_of(command: click.Command) -> set[str]:
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@pytest.mark.parametrize(
+    ("where", "words"), [(w, c) for w, c in commands() if c and c[0] == "overpaint-worker"], ids=str
+)
+def test_every_worker_command_parses(where: str, words: list[str]) -> None:
+    overpaint_worker.make_context("overpaint-worker", words[1:])
+
+
+@pytest.mark.parametrize(
+    ("where", "words"), [(w, c) for w, c in commands() if c[:1] == ["overpaint"] and len(c) > 1], ids=str
+)
+def test_every_producer_command_parses(where: str, words: list[str]) -> None:
+    if words[1:] == ["--help"]:
+        return
+    found = cli.get_command(click.Context(cli), words[1])
+    assert found is not None
+    found.make_context(words[1], words[2:])
+
+
+@pytest.mark.parametrize(("where", "words"), [(w, c) for w, c in commands() if "flower" in c], ids=str)
+def test_flower_knows_its_options_and_cannot_command(where: str, words: list[str]) -> None:
+    from flower import options  # noqa: F401  # defines them
+    from tornado.options import options as known
+
+    assert words[0] == "celery"
+    assert words[1] == "--app=overpaint_producer.monitor"
+    given = {word.removeprefix("--").partition("=")[0] for word in words[words.index("flower") + 1 :]}
+    assert given <= {name.replace("-", "_") for name in known._options} | set(known._options)
+    assert "--read_only=True" in words
+
+
+def test_each_kind_of_command_is_there() -> None:
+    programs = [words[0] for _, words in commands() if words]
+    assert programs.count("overpaint-worker") >= 7
+    assert programs.count("celery") == 4
+    assert {"weed", "overpaint"} <= set(programs)
+
+
+# How long a worker may take to stop
+
+
+def grace(words: list[str]) -> float:
+    return float(words[words.index("--grace") + 1])
+
+
+def seconds(text: str) -> float:
+    minutes, rest = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", text).groups()  # type: ignore[union-attr]
+    return 60 * int(minutes or 0) + int(rest or 0)
+
+
+def test_whoever_stops_a_worker_waits_for_its_grace_and_a_little_more() -> None:
+    waits = {
+        f"compose {name}": (seconds(service["stop_grace_period"]), grace(service["command"]))
+        for name, service in SERVICES.items()
+        if name.startswith("worker-")
+    }
+    for overlay, manifests in OVERLAYS.items():
+        for manifest in manifests:
+            if manifest["kind"] == "Deployment" and manifest["metadata"]["name"].endswith("worker"):
+                pod = manifest["spec"]["template"]["spec"]
+                words = pod["containers"][0]["command"]
+                waits[f"{overlay} {manifest['metadata']['name']}"] = (
+                    pod["terminationGracePeriodSeconds"],
+                    grace(words),
+                )
+    unit = read_unit(DEPLOY / "systemd" / "overpaint-worker@.service")["Service"]
+    waits["systemd"] = (float(unit["TimeoutStopSec"]), grace(shlex.split(unit["ExecStart"])))
+    assert len(waits) == 6
+    assert {where: wait - given for where, (wait, given) in waits.items()} == dict.fromkeys(waits, STORING_S)
+
+
+def test_systemd_asks_only_the_worker_to_stop() -> None:
+    """Its engine would otherwise be told at once, and the jobs it holds be given back unfinished."""
+    for path in (DEPLOY / "systemd").glob("*.service"):
+        unit = read_unit(path)["Service"]
+        assert unit["KillMode"] == "mixed", path.name
+        assert unit["ProtectSystem"] == "strict", path.name
+        assert unit["NoNewPrivileges"] == "yes", path.name
+        assert unit["User"] != "root", path.name
+
+
+# Compose
+
+
+@pytest.mark.parametrize("name", [name for name in passwords() if name != "OVERPAINT_S3_ACCESS_KEY"])
+def test_a_missing_password_is_refused_with_what_to_do(name: str) -> None:
+    refused = compose(passwords() | {name: ""})
+    assert refused.returncode != 0
+    assert name in refused.stderr
+    assert "deploy/new-env" in refused.stderr
+
+
+def test_passwords_are_new_at_each_call_and_no_two_are_alike() -> None:
+    made = [*passwords().items(), *passwords().items()]
+    secret = [value for name, value in made if name != "OVERPAINT_S3_ACCESS_KEY"]
+    assert len(set(secret)) == len(secret)
+    assert all(re.fullmatch(r"[0-9a-f]{48}", value) for value in secret), "they go into URLs as they are"
+
+
+def test_no_service_can_write_to_its_image_or_gain_rights() -> None:
+    for name, service in SERVICES.items():
+        assert service["read_only"], name
+        assert "no-new-privileges:true" in service["security_opt"], name
+        assert ":" in service["image"] or service.get("build"), name
+        assert not service["image"].endswith(":latest"), name
+
+
+def test_only_this_machine_reaches_the_ports_unless_asked_otherwise() -> None:
+    for name, service in SERVICES.items():
+        for port in service.get("ports", []):
+            assert port["host_ip"] == "127.0.0.1", name
+
+
+def test_each_service_gets_the_password_of_its_role_alone() -> None:
+    mine = passwords()
+    given = services(**mine)
+    roles = {name: "WORKER" for name in given if name.startswith("worker-")}
+    roles |= {"flower": "MONITOR", "metrics": "MONITOR", "cli": "PRODUCER"}
+    for name, service in given.items():
+        held = {
+            role
+            for role in ("PRODUCER", "WORKER", "MONITOR", "OPERATOR")
+            if mine[f"OVERPAINT_REDIS_{role}_PASSWORD"] in json.dumps(service)
+        }
+        wanted = (
+            {"PRODUCER", "WORKER", "MONITOR", "OPERATOR"} if name == "redis" else {roles.get(name)} - {None}
+        )
+        assert held == wanted, name
+
+
+def test_another_s3_server_is_used_by_environment_alone() -> None:
+    other = services(
+        OVERPAINT_S3_REPLICAS="0",
+        OVERPAINT_S3_ENDPOINT_URL="",
+        OVERPAINT_S3_REGION="eu-central-1",
+        OVERPAINT_S3_BUCKET="mine",
+    )
+    assert other["s3"]["deploy"]["replicas"] == 0
+    for name in ("worker-cpu", "worker-gpu", "cli"):
+        environment = other[name]["environment"]
+        assert environment["OVERPAINT_S3_ENDPOINT_URL"] == "", "Amazon's own"
+        assert environment["OVERPAINT_S3_BUCKET"] == "mine"
+        assert environment["OVERPAINT_S3_REGION"] == "eu-central-1"
+
+
+def test_a_laptop_needs_no_gpu_and_no_models() -> None:
+    done = subprocess.run(
+        [SCRIPTS / "docker-compose", "-f", ROOT / "docker-compose.yml", "--env-file", os.devnull,
+         "--profile", "cpu", "config", "--format", "json"],
+        env={"PATH": os.environ["PATH"]} | passwords(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )  # fmt: skip
+    names = json.loads(done.stdout)["services"]
+    assert set(names) == {"redis", "s3", "models", "worker-cpu", "flower", "metrics", "prometheus", "grafana"}
+    assert "nvidia" not in done.stdout
+    assert {volume["type"] for volume in names["models"]["volumes"]} == {"volume"}
+
+
+def test_files_that_services_mount_are_there() -> None:
+    for name, service in SERVICES.items():
+        for volume in service.get("volumes", []):
+            if volume["type"] == "bind":
+                assert Path(volume["source"]).exists(), (name, volume["source"])
+
+
+def test_images_get_every_file_they_copy() -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for image in DEPLOY.glob("Dockerfile.*"):
+        for line in re.findall(r"^COPY (.*)$", image.read_text(), re.MULTILINE):
+            *sources, _ = [word for word in line.split() if not word.startswith("--")]
+            assert set(sources) <= allowed, (image.name, sources)
+            assert all((ROOT / source).exists() for source in sources)
+
+
+# Kubernetes
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_holds_against_closed_schemas_and_sense(overlay: str) -> None:
+    assert list(VALIDATE.problems(OVERLAYS[overlay])) == []
+
+
+def changed(kind: str, *path: str | int, to: object) -> list[dict[str, Any]]:
+    """The larger overlay with one value of the first manifest of a kind set to another."""
+    manifests = copy.deepcopy(OVERLAYS["many-gpus"])
+    at: Any = next(each for each in manifests if each["kind"] == kind)
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = to
+    return manifests
+
+
+POD = ("spec", "template", "spec")
+
+
+@pytest.mark.parametrize(
+    ("manifests", "said"),
+    [
+        (changed("Deployment", *POD, "containerz", to=[]), "containerz"),
+        (changed("Deployment", "spec", "replicas", to="one"), "one"),
+        (changed("ScaledObject", "spec", "minReplicas", to=1), "minReplicas"),
+        (changed("ScaledObject", "spec", "scaleTargetRef", to={"name": "gone"}), "gone"),
+        (changed("Deployment", *POD, "containers", 0, "image", to="overpaint-worker"), "no tag"),
+        (changed("Deployment", *POD, "containers", 0, "securityContext", to={}), "writable"),
+        (changed("Deployment", *POD, "securityContext", to={}), "root"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "changed",
+)
+def test_what_is_wrong_in_a_manifest_is_found(manifests: list[dict[str, Any]], said: str) -> None:
+    assert any(said in problem for problem in VALIDATE.problems(manifests))
+
+
+def test_workers_are_scaled_on_what_the_ledger_says_and_never_to_none() -> None:
+    from overpaint_producer import exporter
+
+    told = Path(exporter.__file__).read_text()
+    scalers = [each for each in OVERLAYS["many-gpus"] if each["kind"] == "ScaledObject"]
+    assert len(scalers) == 2
+    for scaler in scalers:
+        (trigger,) = scaler["spec"]["triggers"]
+        series = set(re.findall(r"overpaint_\w+", trigger["metadata"]["query"]))
+        assert series
+        assert all(f'"{name}"' in told for name in series), series
+        assert scaler["spec"]["minReplicaCount"] >= 1, "a model that nobody offers is refused at submit"
+
+
+def test_every_model_class_has_a_budget_for_disruptions() -> None:
+    manifests = OVERLAYS["many-gpus"]
+    budgets = {
+        each["metadata"]["name"]: each["spec"]["selector"]["matchLabels"]
+        for each in manifests
+        if each["kind"] == "PodDisruptionBudget"
+    }
+    for each in manifests:
+        if each["kind"] == "Deployment" and each["metadata"]["name"].endswith("worker"):
+            labels = each["spec"]["template"]["metadata"]["labels"]
+            assert budgets[each["metadata"]["name"]].items() <= labels.items()
+            others = [name for name, wanted in budgets.items() if wanted.items() <= labels.items()]
+            assert others == [each["metadata"]["name"]], "two budgets for one pod stop every drain"
+
+
+def test_no_secret_is_in_the_repository() -> None:
+    for path in (DEPLOY / "kubernetes").rglob("*.yaml"):
+        assert all(each.get("kind") != "Secret" for each in yaml.safe_load_all(path.read_text()) if each), (
+            path
+        )
