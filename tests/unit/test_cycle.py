@@ -124,3 +124,21 @@ def test_the_cycle_that_kombu_makes_asks_the_intake() -> None:
         assert cycle.consume(3) == ["host.celery.pidbox"]
     finally:
         ModelCycle.intake = None
+
+
+def test_of_several_other_models_the_one_that_waited_longest_comes_first() -> None:
+    held = 0
+    intake = Intake(
+        {f"m.{name}": name for name in "abc"},
+        slots=4,
+        held=lambda: held,
+        switch_after_s=10,
+        clock=lambda: 99.0,
+    )
+    intake.engine_up = True
+    intake._since = 0.0
+    intake.open_queue = "m.a"
+    intake.waiting = {"a": 50.0, "b": 20.0, "c": 40.0}
+    assert intake.choose(["m.a", "m.b", "m.c"]) == ["m.c", "m.b", "m.a"]
+    intake.waiting = {"a": 5.0, "b": 2.0, "c": 4.0}
+    assert intake.choose(["m.a", "m.b", "m.c"]) == ["m.a", "m.c", "m.b"]

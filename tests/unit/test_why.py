@@ -9,8 +9,7 @@ from overpaint_producer.why import Why, explain, when
 from overpaint_shared.ledger import JobRecord, JobState, Place, QueueState, WorkerRecord
 
 BLANK: dict[str, Any] = dict.fromkeys(
-    ("group", "submit_token", "started", "ended", "worker", "worker_name", "lease")
-    + ("stage", "result", "error", "fault", "spec_json")
+    "group submit_token started ended worker worker_name lease stage result error fault spec_json".split()  # noqa: SIM905
 )
 RECORD = JobRecord(
     **BLANK,

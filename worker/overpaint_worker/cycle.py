@@ -79,6 +79,7 @@ class Intake:
             return []
         late = self._late(queues)
         if not self._held():  # idle: any model, the open one first, or last when another's turn has come
+            queues = sorted(queues, key=self._waited, reverse=True)  # or two busy models would starve a third
             return sorted(queues, key=lambda q: (q == self.open_queue) if late else (q != self.open_queue))
         return [] if late else [q for q in queues if q == self.open_queue]  # late: drain, then switch
 
@@ -86,8 +87,11 @@ class Intake:
         """Another model's oldest job has waited long enough, and the open model has had its time."""
         if self._clock() - self._since < self._switch_after_s:
             return False
-        waited = (self.waiting.get(self.models[q], 0.0) for q in queues if q != self.open_queue)
+        waited = (self._waited(q) for q in queues if q != self.open_queue)
         return max(waited, default=0.0) >= self._switch_after_s
+
+    def _waited(self, queue: str) -> float:
+        return self.waiting.get(self.models[queue], 0.0)
 
 
 class ModelCycle(_PriorityCycle):

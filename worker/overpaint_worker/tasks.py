@@ -355,7 +355,10 @@ class Renderer:
         name = type(outcome).__name__.lower()
         self._ended(name if finished.accepted else "fenced")
         if finished.accepted:
-            log.info(f"job {name}", action=f"job.{name}", seconds=self._timing.spent)
+            why = (
+                {"error": str(OverpaintError.from_json(outcome.error))} if isinstance(outcome, Failed) else {}
+            )
+            log.info(f"job {name}", action=f"job.{name}", seconds=self._timing.spent, **why)
         else:
             log.warning("result not accepted", action="job.fenced", outcome=name)
         if not (finished.accepted and isinstance(outcome, Done)):

@@ -215,7 +215,7 @@ class Conductor:
         if seconds is None:
             self._emit(p.Loading(model=name))
         else:
-            log.info("model loaded", action="model_loaded", model=name, seconds=round(seconds, 3))
+            log.debug("model loaded", action="model_loaded", model=name, seconds=round(seconds, 3))
             self._emit(p.Loaded(model=name, seconds=seconds))
 
     def _go_on(self, active: _Active, value: Any) -> None:
@@ -295,7 +295,7 @@ class Conductor:
 
     def _fail(self, session: Session, error: Exception) -> None:
         kind, told = judge(error)
-        log.warning("job failed", action="job_failed", job=session.name[0], kind=kind, error=str(told))
+        log.debug("job failed", action="job_failed", job=session.name[0], kind=kind, error=str(told))
         job, token = session.name
         self._leave(session, p.Failed(job=job, token=token, error=told.to_json(), kind=kind))
         if is_broken_device(error):
