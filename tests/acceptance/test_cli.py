@@ -317,8 +317,20 @@ def test_replay_queues_a_failed_job_again(shell: Shell, farm: Farm, hand: Hand) 
 
 
 def test_validate_needs_no_farm(bare: Shell) -> None:
+    Image.new("RGB", (64, 64)).save(bare.folder / "photo.png")
     result = bare.overpaint("validate", "job.json")
     assert (result.code, result.out, result.err) == (0, "job.json: ok\n", "")
+
+
+def test_validate_notes_each_picture_that_submit_would_refuse(bare: Shell) -> None:
+    (bare.folder / "text.png").write_text("no picture")
+    mask = {"from": "image", "image": "text.png"}
+    (bare.folder / "a.json").write_text(json.dumps(job(source={"image": "gone.png"}, mask=mask)))
+    result = bare.overpaint("validate", "a.json")
+    assert (result.code, result.out) == (0, "a.json: ok\n")
+    assert "note: source.image: gone.png is not there" in result.err
+    assert "note: mask.image: text.png is not there, or is no picture" in result.err
+    assert str(bare.folder) in result.err
 
 
 def test_validate_tells_all_problems_of_all_files(bare: Shell) -> None:
@@ -358,6 +370,66 @@ def test_workers_lists_those_that_live(shell: Shell, farm: Farm, hand: Hand) -> 
     none = shell.overpaint("workers")
     assert (none.code, none.out) == (0, "")
     assert "overpaint-worker" in none.err
+
+
+def test_queues_shows_depth_age_rate_and_when_it_is_empty(shell: Shell, farm: Farm, hand: Hand) -> None:
+    done, *_ = [farm.submit(job(), folder=shell.folder) for _ in range(3)]
+    hand.render(done.id)
+    (queue,) = shell.overpaint("queues", "--json").lines
+    assert (queue["model"], queue["depth"], queue["running"]) == ("tiny", 2, 0)
+    assert queue["oldest_s"] > 0
+    assert queue["eta_s"] == pytest.approx(2 / queue["per_s"])
+    shown = shell.overpaint("queues").out.splitlines()
+    assert shown[0].split("  ")[0] == "MODEL"
+    assert shown[1].split()[:2] == ["tiny", "2"]
+
+
+def test_queues_of_a_farm_without_workers_and_jobs_says_so(shell: Shell) -> None:
+    result = shell.overpaint("queues")
+    assert (result.code, result.out) == (0, "")
+    assert "no job waits" in result.err
+
+
+def test_why_tells_the_place_and_what_each_worker_does(shell: Shell, farm: Farm, hand: Hand) -> None:
+    first, second = (farm.submit(job(), folder=shell.folder) for _ in range(2))
+    (told,) = shell.overpaint("why", second.id, "--json").lines
+    assert (told["reason"], told["ahead"], told["state"]) == ("behind", 1, "queued")
+    assert [(worker["worker"], worker["can"]) for worker in told["workers"]] == [("hand@here", True)]
+    shown = shell.overpaint("why", second.id).out
+    assert "before it in the queue of model tiny: 1 job" in shown
+    assert "hand@here" in shown
+    hand.render(first.id)
+    assert shell.overpaint("why", first.id, "--json").lines[0]["reason"] == "ended"
+    farm.ledger.retire(hand.id)
+    assert "start one with: overpaint-worker" in shell.overpaint("why", second.id).out
+
+
+def test_why_of_a_job_that_is_not_there_fails(shell: Shell, farm: Farm) -> None:
+    result = shell.overpaint("why", "nobody")
+    assert (result.code, result.out) == (2, "")
+    assert "there is no job nobody" in result.err
+
+
+def test_metrics_are_served_until_the_command_is_stopped(shell: Shell, hand: Hand) -> None:
+    process = shell.start("metrics", "--port", "0", "--json")
+    try:
+        assert process.stdout is not None
+        address = json.loads(process.stdout.readline())["address"]
+        with urllib.request.urlopen(address, timeout=10) as reply:  # noqa: S310  # our own
+            text = reply.read().decode()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=10)
+    assert process.returncode == 0, said
+    assert 'overpaint_workers_serving{model="tiny"} 1.0' in text
+    assert 'overpaint_queue_depth{model="tiny"} 0.0' in text
+
+
+def test_metrics_can_be_printed_once_also_without_redis(shell: Shell, bare: Shell, hand: Hand) -> None:
+    assert "overpaint_ledger_up 1.0" in shell.overpaint("metrics", "--once").out
+    away = bare.overpaint("metrics", "--once", "--redis-url", "redis://127.0.0.1:1/0")
+    assert (away.code, away.err) == (0, "")
+    assert "overpaint_ledger_up 0.0" in away.out
 
 
 def test_gc_spares_what_is_young(shell: Shell, farm: Farm, hand: Hand) -> None:

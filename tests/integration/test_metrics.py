@@ -191,8 +191,9 @@ def test_every_alert_is_documented_and_no_other() -> None:
     }
 
 
-def test_the_prometheus_file_reads_the_rules_and_scrapes_the_jobs_that_they_name() -> None:
-    config = yaml.safe_load((RULES.parent / "prometheus.yml").read_text())
+@pytest.mark.parametrize("name", ["prometheus.yml", "compose.yml"])
+def test_prometheus_reads_the_rules_and_scrapes_the_jobs_that_they_name(name: str) -> None:
+    config = yaml.safe_load((RULES.parent / name).read_text())
     assert config["rule_files"] == [RULES.name]
     jobs = {scraped["job_name"] for scraped in config["scrape_configs"]}
     assert jobs == set(re.findall(r'job="([^"]+)"', RULES.read_text()))
