@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from overpaint_shared.errors import Problem, SpecError
+from overpaint_shared.errors import Problem, SpecError, visible
 from overpaint_shared.job import JobSpec
 from overpaint_shared.offers import Announcement, Catalogue, Kind, ModelTraits, Offer
 from overpaint_shared.settings import Limits
@@ -39,7 +39,7 @@ class SpecWarning:
 
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path else ""
-        return f"{where}{self.message}" + (f" ({self.fix})" if self.fix else "")
+        return visible(f"{where}{self.message}" + (f" ({self.fix})" if self.fix else ""))
 
 
 def check(
@@ -109,7 +109,7 @@ def _over_limits(spec: JobSpec, catalogue: Catalogue, limits: Limits) -> Iterato
     if steps is not None and steps > limits.max_steps:
         yield Problem(
             path="sampling.steps",
-            message="is more than the operator allows",
+            message=f"{steps} is more than the operator allows",
             given=str(steps),
             allowed=f"1 to {limits.max_steps}",
         )
@@ -118,7 +118,7 @@ def _over_limits(spec: JobSpec, catalogue: Catalogue, limits: Limits) -> Iterato
             if isinstance(op, Scale) and op.width * op.height > limits.max_output_pixels:
                 yield Problem(
                     path=f"{part}[{i}]",
-                    message="makes a picture larger than the operator allows",
+                    message=f"{op.width} x {op.height} is a larger picture than the operator allows",
                     given=f"{op.width} x {op.height} = {op.width * op.height} pixels",
                     allowed=f"at most {limits.max_output_pixels} pixels",
                 )

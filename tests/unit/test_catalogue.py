@@ -66,6 +66,7 @@ def test_the_operators_limits_hold_with_and_without_workers() -> None:
     for workers in ((), (worker(model()),)):
         (problem,) = refused({"sampling": {"steps": 31}}, *workers, limits=limits)
         assert (problem.path, problem.given, problem.allowed) == ("sampling.steps", "31", "1 to 30")
+        assert "31" in str(problem)
         checked({"sampling": {"steps": 30}}, *workers, limits=limits)
 
 

@@ -580,3 +580,18 @@ def test_every_number_of_the_schema_has_a_range_that_its_description_names() -> 
 )
 def test_the_reference_cases_parse(case: Path) -> None:
     assert parse_job(case.read_bytes()).compat == "comfyui"
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ('{"sampling": {"cfg": NaN}}', "sampling.cfg"),
+        ('{"mask": {"ops": [{"op": "invert"}, {"op": "blur", "radius": -Infinity}]}}', "mask.ops[1].radius"),
+        ('{"a": [NaN, NaN]} trailing', ""),
+    ],
+)
+def test_a_number_that_json_does_not_have_is_told_with_its_place(text: str, path: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_job(text)
+    assert caught.value.field == (path or None)
+    assert f"{path or 'the text'}{':' if path else ''} holds " in str(caught.value)

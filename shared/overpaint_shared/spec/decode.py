@@ -1,7 +1,7 @@
 """From bytes to JSON text that is safe to validate: of bounded size, every key once, every number finite."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, NoReturn
 
 from overpaint_shared.errors import Problem, SpecError, shorten
@@ -69,7 +69,8 @@ def _check(text: str, where: str) -> None:
     except _DuplicateKeyError as error:
         _fail(where, f"has the key {error} twice in one object", allowed="each key once")
     except _NotFiniteError as error:
-        _fail(where, f"holds {error}, which is no JSON number", given=str(error), allowed="a finite number")
+        message, path = f"holds {error}, which is no JSON number", _path_of_constant(text)
+        _fail(where, message, path=path, given=str(error), allowed="a finite number")
     except RecursionError:
         _fail(where, "is nested too deep")
     except ValueError as error:  # a number of thousands of digits, a lone surrogate
@@ -87,11 +88,33 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+def _path_of_constant(text: str) -> str:
+    """Where the first number is that JSON does not have; empty if the text is broken further on."""
+    try:
+        return next(_paths(json.loads(text, parse_constant=_NotFiniteError), ""), "")
+    except (ValueError, RecursionError):
+        return ""
+
+
+def _paths(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, _NotFiniteError):
+        yield path
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _paths(inner, f"{path}[{i}]")
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _paths(inner, f"{path}.{shorten(key, 80)[1:-1]}".removeprefix("."))
+
+
 def _not_finite(constant: str) -> NoReturn:
     raise _NotFiniteError(constant)
 
 
-def _fail(where: str, message: str, *, given: str | None = None, allowed: str | None = None) -> NoReturn:
+def _fail(
+    where: str, message: str, *, path: str = "", given: str | None = None, allowed: str | None = None
+) -> NoReturn:
+    message = message if path else f"the text {message}"
     raise SpecError(
-        f"{where} is wrong:", [Problem(path="", message=f"the text {message}", given=given, allowed=allowed)]
+        f"{where} is wrong:", [Problem(path=path, message=message, given=given, allowed=allowed)]
     ) from None
