@@ -337,6 +337,13 @@ def test_what_is_no_usable_picture_is_refused_in_words(name: str) -> None:
     assert refused(NO_PICTURES[name]).message
 
 
+@pytest.mark.parametrize("name", ["a bomb of text", "a bomb of a profile"])
+def test_a_bomb_is_not_called_a_damaged_file(name: str) -> None:
+    error = refused(NO_PICTURES[name])
+    assert "more than 1 MB" in error.message
+    assert "metadata" in (error.fix or "")
+
+
 def test_thirty_two_bit_integers_follow_the_reference_under_compat() -> None:
     levels = np.arange(108, dtype=np.int32).reshape(9, 12) * 700
     made = load(saved(Image.fromarray(levels), "TIFF"), compat=True)

@@ -182,6 +182,15 @@ def test_an_unknown_model_is_unsupported_with_the_nearest_name(tmp_path: Path) -
     assert caught.value.field == "model"
 
 
+def test_an_unknown_model_that_is_like_none_is_told_with_the_first_that_there_are(tmp_path: Path) -> None:
+    found = registry(tmp_path, "".join(f'[models.m{i}]\nfamily = "sd"\npath = "a"\n' for i in range(9)))
+    with pytest.raises(UnsupportedError) as caught:
+        found.model("quite-another")
+    assert (
+        caught.value.fix == "use m0, m1, m2, m3, m4, m5, m6, m7, ..., or add it to the worker's models.toml"
+    )
+
+
 def test_an_error_keeps_its_faults_across_processes(tmp_path: Path) -> None:
     with pytest.raises(RegistryError) as caught:
         registry(tmp_path, "[model.a]")

@@ -33,6 +33,7 @@ DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 TextDtypeName = Literal["auto", "float32", "float16"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MOST_NAMES: Final = 8
 _INJECTED: Final = {"name", "base"}
 _NAMES: Final = "a-z, 0-9 and . _ - after the first, at most 64 characters"
 _FORMS: Final = {
@@ -185,8 +186,15 @@ def _found(entries: Mapping[str, E], name: str, kind: str, where: str) -> E:
     if name in entries:
         return entries[name]
     close = nearest(name, entries)
-    fix = f"did you mean {close!r}?" if close else "add it to the worker's models.toml"
+    fix = f"did you mean {close!r}?" if close else f"{_use(entries)}add it to the worker's models.toml"
     raise UnsupportedError(f"this worker has no {kind} {name!r}", field=where, value=name, fix=fix)
+
+
+def _use(names: Iterable[str]) -> str:
+    """The names that there are, as the first half of an advice; of many the first few."""
+    known = list(names)
+    some = ", ".join(known[:_MOST_NAMES]) + (", ..." if len(known) > _MOST_NAMES else "")
+    return f"use {some}, or " if known else ""
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -179,7 +179,10 @@ def _open(data: bytes, field: str) -> Image.Image:
             "this is not a picture that can be read", field=field, value=data[:16].hex(), fix=fix
         ) from error
     except Exception as error:
-        # Among them Pillow's refusal of text and profiles that inflate beyond 1 MB (a bomb).
+        if "too large" in str(error):  # Pillow's refusal of text and profiles that inflate beyond 1 MB
+            fix = "save the picture again without its metadata"
+            message = "the picture carries a text or profile of more than 1 MB"
+            raise InputError(message, field=field, fix=fix) from error
         raise _broken(error, field) from error
 
 
