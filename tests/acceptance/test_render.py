@@ -85,8 +85,14 @@ def test_prepare_shows_canvas_and_mask_without_a_registry(folder, tmp_path):
 WRONG = {
     "a spec with a typing error": ({"scource": {"image": "x.png"}}, 2, "source"),
     "a picture that is not there": ({"source": {"image": "pictures/none.png"}}, 1, "source.image"),
+    "a picture that never ends": (
+        {"source": {"image": "/dev/zero"}},
+        1,
+        "source.image: /dev/zero is no file",
+    ),
+    "a number that is none": ({"sampling": {"cfg": float("nan")}}, 2, "sampling.cfg: holds NaN"),
     "a picture of the farm's store": ({"source": {"image": "s3://bucket/key.png"}}, 1, "source.image"),
-    "a model that the registry has not": ({"model": "sdxl"}, 1, "no model 'sdxl'"),
+    "a model that the registry has not": ({"model": "sdxl"}, 1, "no model 'sdxl' (use tiny, tiny-"),
 }
 
 

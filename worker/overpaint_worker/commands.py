@@ -17,7 +17,7 @@ from overpaint_shared.errors import (
     SpecError,
     UnsupportedError,
 )
-from overpaint_shared.job import JobSpec, parse_job
+from overpaint_shared.job import LARGEST_SPEC_BYTES, JobSpec, parse_job
 from overpaint_shared.settings import Limits
 from overpaint_worker import protocol as p
 from overpaint_worker.engine.options import EngineOptions
@@ -167,7 +167,7 @@ def read_job(path: Path) -> tuple[JobSpec, dict[str, bytes]]:
         a file.
 
     """
-    spec = parse_job(path.read_bytes(), where=str(path))
+    spec = parse_job(_read(path, LARGEST_SPEC_BYTES), where=str(path))
     inputs: dict[str, bytes] = {}
     for field, reference in spec.image_refs():
         if reference.startswith(("s3://", "sha256:")):
@@ -176,13 +176,31 @@ def read_job(path: Path) -> tuple[JobSpec, dict[str, bytes]]:
                 fix="name a file, or submit the job to a farm",
             )  # fmt: skip
         try:
-            inputs[reference] = (path.parent / reference).read_bytes()
+            inputs[reference] = _picture(path.parent / reference, field)
         except OSError as error:
             raise InputError(
-                f"the picture cannot be read: {error.strerror}", field=field, value=reference,
-                fix=f"paths are relative to {path.parent}",
+                f"{reference} cannot be read: {error.strerror}", field=field, value=reference,
+                fix=f"paths are relative to the job's folder, {path.parent.resolve()}",
             ) from error  # fmt: skip
     return spec, inputs
+
+
+def _picture(path: Path, field: str) -> bytes:
+    """A picture file's bytes. Raises InputError for what is no file, or too large; OSError."""
+    if path.exists() and not path.is_file():  # a device never ends, a pipe waits for ever
+        raise InputError(f"{path} is no file", field=field, value=str(path), fix="name a picture file")
+    most = Limits().max_input_bytes
+    data = _read(path, most)
+    if len(data) > most:
+        fix = f"use a smaller file, of up to {most} bytes"
+        raise InputError(f"{path} has more than {most} bytes", field=field, value=str(path), fix=fix)
+    return data
+
+
+def _read(path: Path, most: int) -> bytes:
+    """A file's bytes; of a longer one, one more than `most`."""
+    with path.open("rb") as file:
+        return file.read(most + 1)
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
