@@ -33,6 +33,12 @@ def _resolve(node: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
+def definition(name: str) -> dict[str, Any]:
+    """The schema's node of that name."""
+    node: dict[str, Any] = _SCHEMA["$defs"][name]
+    return node
+
+
 def values(node: dict[str, Any], name: str = "", depth: int = 0) -> st.SearchStrategy[Any]:
     """Values that the schema's node allows. An unknown kind of node fails: the schema cannot outgrow this."""
     node = _resolve(node)
