@@ -395,6 +395,11 @@ def test_alpha_follows_and_what_was_added_is_transparent() -> None:
     assert not made.alpha[:, :4].any()
 
 
+def test_results_like_the_references_have_no_alpha() -> None:
+    shown = picture(noise(30, 20), alpha=noise(30, 20, seed=2)[..., 0])
+    assert canvas.prepare(shown, [], LIMITS, compat=True).alpha is None
+
+
 def test_finish_takes_the_mask_along() -> None:
     rgb, geometry = canvas.finish(
         noise(30, 20), [ScaleBy(factor=2, filter="area"), Crop(x=0, y=0, width=10, height=10)], LIMITS

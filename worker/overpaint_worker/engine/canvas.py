@@ -62,7 +62,7 @@ def prepare(
 ) -> Canvas:
     """Apply the operations of `prepare`, in order.
 
-    `compat` crops as the reference does; all else is the reference's in any case.
+    `compat` crops as the reference does, whose results have no alpha; all else is the reference's in any case.
 
     Raises:
         InputError: an operation does not fit the picture or makes too large a one, or there is none and the
@@ -81,7 +81,7 @@ def prepare(
         )
     return Canvas(
         rgb=geometry.picture(picture.rgb, picture.depth),
-        alpha=None if picture.alpha is None else geometry.carry(picture.alpha, field),
+        alpha=None if picture.alpha is None or compat else geometry.carry(picture.alpha, field),
         pad_mask=geometry.added(),
         geometry=geometry,
         samples=geometry.samples(picture.samples, _grey(picture, compat=compat)),
