@@ -3,7 +3,7 @@
 import redis
 
 from overpaint_shared.ledger import Cancelled, Count, Done, Failed, Ledger, Place, ReleaseReason
-from tests.integration.ledgers import job, ledger, reaper
+from tests.integration.ledgers import job, ledger, reaper, worker
 
 IMG2IMG = frozenset({"method:img2img", "sampler:euler"})
 
@@ -144,3 +144,23 @@ def test_what_is_in_quarantine_is_counted(redis_url: str, redis_client: redis.Re
     assert books.quarantined() == 0
     redis_client.rpush("op:quarantine", "{}", "{}")
     assert books.quarantined() == 2
+
+
+def test_who_may_only_look_sees_the_farm_also_with_a_dead_worker(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    looks = "looks"
+    redis_client.acl_setuser(
+        looks, enabled=True, nopass=True, keys=["*"], channels=["*"], commands=["+@all", "-srem"]
+    )
+    try:
+        books = ledger(redis_url)
+        books.announce(worker("w1"))
+        redis_client.sadd("op:workers", "dead")
+        watcher = ledger(redis_url.replace("redis://", f"redis://{looks}:x@"))
+        assert [each.id for each in watcher.workers()] == ["w1"]
+        assert redis_client.smembers("op:workers") == {b"w1", b"dead"}
+        assert len(books.workers()) == 1
+        assert redis_client.smembers("op:workers") == {b"w1"}
+    finally:
+        redis_client.acl_deluser(looks)

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from heapq import merge
 from typing import Any, Final
 
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from overpaint_shared.ledger.records import JobRecord, WorkerRecord
 from overpaint_shared.ledger.states import JobState
@@ -192,7 +193,8 @@ def workers(client: Client) -> list[WorkerRecord]:
         rows = pipe.execute()
     dead = [worker_id for worker_id, row in zip(ids, rows, strict=True) if row is None]
     if dead:  # one that announces itself in this moment does so again soon
-        client.srem("op:workers", *dead)
+        with suppress(NoPermissionError):  # who may only look leaves it to others
+            client.srem("op:workers", *dead)
     live = [WorkerRecord.from_json(json.loads(row)) for row in rows if row is not None]
     return sorted(live, key=lambda worker: (worker.name, worker.id))
 
