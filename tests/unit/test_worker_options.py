@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -5,6 +6,7 @@ import pytest
 
 from overpaint_shared.errors import SettingsError
 from overpaint_worker.engine_client import engine_environment
+from overpaint_worker.main import _warm_names, command
 from overpaint_worker.options import WorkerOptions
 
 
@@ -20,6 +22,9 @@ def options(**changes: Any) -> WorkerOptions:
         ({"device": "cuda:x"}, "--device"),
         ({"device": "all"}, "--device"),
         ({"models": ()}, "--models"),
+        ({"warm": ("other",)}, "--warm"),
+        ({"metrics_port": 65_536}, "--metrics-port"),
+        ({"metrics_port": -1}, "--metrics-port"),
         ({"slots": 0}, "--slots"),
         ({"slots": 257}, "--slots"),
         ({"grace_s": -1.0}, "--grace"),
@@ -69,3 +74,26 @@ def test_the_engine_does_not_get_the_farms_secrets(monkeypatch: pytest.MonkeyPat
     assert "hush" not in environment.values()
     assert environment["CUDA_VISIBLE_DEVICES"] == "2"
     assert environment["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("given", "models", "warm"),
+    [
+        (None, ("tiny",), ("tiny",)),
+        (None, ("a", "b"), ()),
+        ("b", ("a", "b"), ("b",)),
+        (" b, a,b", ("a", "b"), ("b", "a")),
+        ("", ("tiny",), ()),
+    ],
+)
+def test_the_only_model_is_warm_and_of_several_those_that_are_named(
+    given: str | None, models: tuple[str, ...], warm: tuple[str, ...]
+) -> None:
+    assert _warm_names(given, models) == warm
+
+
+def test_every_option_of_the_worker_is_documented_and_no_other() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "worker.md").read_text(encoding="utf-8")
+    section = text.partition("\n## Options")[2].partition("\n## ")[0]
+    told = set(re.findall(r"^\| `(--[a-z-]+)` \|", section, re.MULTILINE))
+    assert told == {flag for parameter in command.params for flag in parameter.opts}
