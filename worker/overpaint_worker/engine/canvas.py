@@ -62,7 +62,7 @@ def prepare(
 ) -> Canvas:
     """Apply the operations of `prepare`, in order.
 
-    `compat` crops as the reference does, whose results have no alpha; all else is the reference's in any case.
+    `compat` crops as the reference does, and keeps no alpha; all else is the reference's in any case.
 
     Raises:
         InputError: an operation does not fit the picture or makes too large a one, or there is none and the
