@@ -132,12 +132,16 @@ def test_a_running_job_is_cancelled_between_steps(engine):
     assert (beat.live, beat.held) == (0, 0)
     assert beat.models == ["tiny"]
     assert beat.memory_used > 2**26
+    assert beat.row_limit >= 1
 
 
 def test_a_model_can_be_loaded_before_its_first_job(engine):
     engine.say(p.Load(model="tiny-v"))
     assert engine.until(lambda m: isinstance(m, p.Loaded)).model == "tiny-v"
     engine.say(p.Load(model="nowhere"))
+    refused = engine.until(lambda m: isinstance(m, p.NotLoaded))
+    assert refused.model == "nowhere"
+    assert "nowhere" in refused.error["message"]
     engine.say(request("still", img2img(steps=1)))
     assert isinstance(engine.end("still"), p.Done)
 
