@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -117,11 +119,19 @@ def rarely(
 
 
 def from_schema(name: str, /, **instead: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """What the schema allows under that name, but for some fields."""
+    """What the schema allows under that name, but for some fields; ranges the right way round."""
     own = definition(name)
     return objects({**own, "properties": {k: v for k, v in own["properties"].items() if k not in instead},
                     "required": [k for k in own.get("required", ()) if k not in instead]}).flatmap(
-        lambda made: st.fixed_dictionaries(instead).map(lambda more: {**made, **more}))  # fmt: skip
+        lambda made: st.fixed_dictionaries(instead).map(lambda more: in_order({**made, **more})))  # fmt: skip
+
+
+def in_order(made: dict[str, Any]) -> dict[str, Any]:
+    """The smaller of two bounds first, since a spec is refused early and another test is of that."""
+    for low, high in (("start", "end"), ("min_coverage", "max_coverage")):
+        if low in made:
+            made[low], made[high] = sorted((made[low], made.get(high, 1.0)))
+    return made
 
 
 SMALL = st.integers(1, 80)
@@ -134,6 +144,13 @@ SMALL_PAD = st.fixed_dictionaries(
     {"op": st.just("pad")},
     optional={side: st.integers(0, 24) for side in ("left", "top", "right", "bottom", "feathering")},
 )
+LETTERS = st.characters(exclude_categories=["Cs", "Cc"])
+OUTPUTS = st.one_of(
+    st.fixed_dictionaries({"format": st.just("png"), "previews": st.booleans()}),
+    st.fixed_dictionaries({"format": st.just("webp")}, optional={"previews": st.booleans()}),
+    st.fixed_dictionaries({"format": st.sampled_from(["jpeg", "webp"]), "lossless": st.just(False)},
+                          optional={"quality": st.integers(1, 100)}),
+)  # fmt: skip
 GUIDANCE = rarely(st.just(3.0), one_in=12)  # of distilled models, which are not here
 MASK_OPS = values(definition("ImageMask")["properties"]["ops"]["items"])
 CONTROLNETS = st.sampled_from(["tiny", "tiny", "other", "wide", "missing"])
@@ -165,34 +182,36 @@ def masks(draw: st.DrawFn, files: dict[str, bytes], size: tuple[int, int], depth
 
 
 @st.composite
-def methods(draw: st.DrawFn) -> dict[str, Any]:
-    names = ["Img2Img", "VaeEncodeInpaint", "LatentNoiseMask", "ControlnetInpaint", "InpaintModel"]
+def methods(draw: st.DrawFn, names: Sequence[str]) -> dict[str, Any]:
+    """One of the methods that the schema has under these names."""
     name = draw(st.sampled_from(names))
     return draw(from_schema(name, **({"controlnet": CONTROLNETS} if name == "ControlnetInpaint" else {})))
 
 
 @st.composite
-def asked(draw: st.DrawFn) -> Asked:
+def asked(draw: st.DrawFn, names: Sequence[str]) -> Asked:
     """A small job that may render, with small pictures that may be pictures."""
     size, seed = draw(st.tuples(SIDES, SIDES)), draw(st.integers(0, 2**16))
     mode = draw(rarely(st.sampled_from(STRANGE), one_in=8)) or draw(st.sampled_from(MODES))
     files = {"source": picture(mode, *size, seed)}
-    method = draw(methods())
+    method = draw(methods(names))
     model = "inpaint" if method["kind"] == "inpaint_model" else "tiny"
     spec: dict[str, Any] = {
         "version": 1, "source": {"image": "source"}, "method": method,
         "model": draw(rarely(st.sampled_from(["tiny", "merged", "inpaint", "missing"]), model, one_in=8)),
-        "prepare": draw(rarely(st.lists(SMALL_OPS | SMALL_PAD, max_size=3), [])),
+        "prepare": [*draw(rarely(st.lists(SMALL_OPS | SMALL_PAD, max_size=3), []))],
         "finish": draw(rarely(st.lists(SMALL_OPS, max_size=2), [])),
-        "prompt": draw(st.text(max_size=20) | st.sampled_from(PROMPTS)),
-        "negative_prompt": draw(st.text(max_size=5)),
+        "prompt": draw(st.text(LETTERS, max_size=20) | st.sampled_from(PROMPTS)),
+        "negative_prompt": draw(st.text(LETTERS, max_size=5)),
         "composite": draw(st.sampled_from([True, True, False])),
         "compat": draw(st.sampled_from(["none", "none", "comfyui"])),
         "sampling": draw(from_schema("Sampling", steps=st.integers(1, 3), guidance=GUIDANCE)),
-        "output": draw(values(definition("Output"))),
+        "output": draw(rarely(values(definition("Output")), {}, one_in=6)) or draw(OUTPUTS),
     }  # fmt: skip
     if draw(st.integers(0, 9)) or method["kind"] != "img2img":
         spec["mask"] = draw(masks(files, size))
+        if "pad" in json.dumps(spec["mask"]):
+            spec["prepare"].append(draw(rarely(SMALL_PAD, {"op": "pad", "right": 16}, one_in=4)))
     spec |= draw(extras(files, size))
     return Asked(spec, files, size)
 
@@ -213,5 +232,5 @@ def extras(draw: st.DrawFn, files: dict[str, bytes], size: tuple[int, int]) -> d
     if draw(rarely(st.just(True), False)):
         some["region"] = draw(from_schema("OnlyMasked", size=st.sampled_from([None, 64, 72])))
     if draw(rarely(st.just(True), False)):
-        some |= {"preserve": draw(values(definition("Preserve"))), "clip_skip": draw(st.integers(0, 11))}
+        some |= {"preserve": draw(values(definition("Preserve"))), "clip_skip": draw(st.integers(0, 2))}
     return some

@@ -6,6 +6,7 @@ import io
 import json
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,12 @@ from tests.unit.spec_strategies import specs
 
 SPECS, SPOILED = 500, 20
 """Of each spec that is drawn, this many hostile variants: 10,000 in all."""
-MEETINGS, COMPANY = 100, 3
-"""Jobs that render together, and how often: 300 in all."""
+MEETINGS = 100
+COMPANY = [
+    ["Img2Img", "InpaintModel"], ["VaeEncodeInpaint", "LatentNoiseMask"],
+    ["ControlnetInpaint", "InpaintModel", "LatentNoiseMask"],
+]  # fmt: skip
+"""The methods of the jobs that render together, and how often they do: 300 jobs in all."""
 
 LONGEST_MESSAGE = 20_000
 FULL = settings(
@@ -144,7 +149,7 @@ class Engine:
     ends: Counter[str] = field(default_factory=Counter)
     methods: Counter[str] = field(default_factory=Counter)
 
-    def render(self, jobs: list[Asked]) -> list[p.Done | p.Failed]:
+    def render(self, jobs: Sequence[Asked]) -> list[p.Done | p.Failed]:
         """The last word on each."""
         self.said.clear()
         for i, job in enumerate(jobs):
@@ -254,8 +259,8 @@ def test_three_hundred_random_jobs_end_in_a_typed_error_or_a_picture_and_the_eng
     wrong: list[str] = []
 
     @settings(FULL, max_examples=MEETINGS, phases=[Phase.generate])
-    @given(st.lists(asked(), min_size=COMPANY, max_size=COMPANY))
-    def all_of(jobs: list[Asked]) -> None:
+    @given(st.tuples(*map(asked, COMPANY)))
+    def all_of(jobs: tuple[Asked, ...]) -> None:
         for job, end in zip(jobs, engine.render(jobs), strict=True):
             engine.ends["done" if isinstance(end, p.Done) else end.error["code"]] += 1
             engine.methods[job.spec["method"]["kind"]] += isinstance(end, p.Done)
@@ -265,11 +270,9 @@ def test_three_hundred_random_jobs_end_in_a_typed_error_or_a_picture_and_the_eng
                 wrong.append(f"{type(error).__name__}: {error}\n{job.size} {job.spec}")
 
     all_of()
-    print(engine.ends, engine.methods)
     assert not wrong, "\n\n".join(wrong)
     assert np.array_equal(shown(*engine.render([reference()])), before)
-    assert sum(engine.ends.values()) >= MEETINGS * COMPANY
+    assert sum(engine.ends.values()) >= MEETINGS * len(COMPANY)
     assert engine.ends["done"] > 50, engine.ends
     assert min(engine.ends[code] for code in ("input", "mask", "spec", "unsupported")) > 0, engine.ends
-    assert min(engine.methods.values()) > 0, engine.methods
-    assert len(engine.methods) == 5, engine.methods
+    assert sum(count > 0 for count in engine.methods.values()) == 5, engine.methods
