@@ -25,12 +25,12 @@ setup_python() {
         "One that is elsewhere: PYTHON=/path/to/python3.12 $0"
 }
 
-# What the installation depends on, as one line.
+# What the installation depends on, as one line. The same with .venv activated, so the interpreter's base counts.
 setup_wanted() {
     {
         pwd
         echo "$TORCH"
-        "$1" -c 'import sys; print(sys.version, sys.prefix)'
+        "$1" -c 'import sys; print(sys.version, sys.base_prefix)'
         cat requirements.lock pyproject.toml deploy/setup.sh
     } | sha256sum | cut -d ' ' -f 1
 }

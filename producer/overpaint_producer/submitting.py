@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from overpaint_producer.jobfiles import Draft, as_object, read_path
 from overpaint_producer.pictures import Uploaded, Uploader
 from overpaint_shared.catalogue import Catalogue, SpecWarning, check
-from overpaint_shared.errors import ServiceError
+from overpaint_shared.errors import InputError, ServiceError
 from overpaint_shared.job import JobSpec, parse_job
 from overpaint_shared.ledger import Ledger, Submission, SubmitConflict, Submitted, Wakeup, spec_digest
 from overpaint_shared.lint import lint
@@ -113,7 +113,12 @@ class Submitter:
         references: dict[str, str] = {}
         for path, reference in spec.image_refs():
             references.setdefault(reference, path)
-        placed = self._uploader.place(references, draft.folder)
+        try:
+            placed = self._uploader.place(references, draft.folder)
+        except InputError as error:  # of many files, which one names the picture
+            raise InputError(
+                f"{draft.where}: {error.message}", field=error.field, value=error.value, fix=error.fix
+            ) from error
         source = placed[next(iter(references))]  # the first reference is the source's
         warnings += lint(spec, defaults=catalogue.defaults(spec.model), source_size=source.size)
         spec = spec.with_images({name: each.reference for name, each in placed.items()})

@@ -180,6 +180,8 @@ def _native_size(subject: Subject) -> Iterator[SpecWarning]:
         yield SpecWarning(path=path, message=f"{what}: so large, things tend to appear twice", fix=fix)
     if side < SMALL * native:
         fix = f"scale it up in `prepare` to about {native} a side, and back down in `finish`"
+        if path == "region.size":
+            fix = f"write {native}, or null for the model's own size"
         yield SpecWarning(path=path, message=f"{what}: so small, details fall apart", fix=fix)
 
 

@@ -271,9 +271,11 @@ def _from_file(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        message = f"the configuration file cannot be read: {error.strerror}"
         raise SettingsError(
-            message, field=CONFIG_VARIABLE, value=str(file), fix="name a TOML file, or unset the variable"
+            f"the configuration file cannot be read: {error.strerror}",
+            field=str(file),
+            value=str(file),
+            fix=f"name a TOML file by --config or {CONFIG_VARIABLE}, or neither",
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(

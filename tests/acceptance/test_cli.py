@@ -174,6 +174,7 @@ def test_a_file_that_is_no_picture_is_not_uploaded(shell: Shell, farm: Farm, han
     result = shell.overpaint("submit", "job.json", "--set", "source.image=/etc/passwd")
     assert result.code == 1
     assert "not a picture, so it was not uploaded" in result.err
+    assert "source.image: job.json: " in result.err
     assert len(result.err.splitlines()) == 1
     assert list(farm.store.inputs()) == []
 
@@ -487,7 +488,8 @@ def test_a_farm_that_does_not_answer_is_exit_3_and_one_line(bare: Shell) -> None
     url = f"redis://:hidden-word@127.0.0.1:{free_ports(1)[0]}/0"
     result = bare.overpaint("--redis-url", url, "jobs")
     assert (result.code, result.out, len(result.err.splitlines())) == (3, "", 1)
-    assert "OVERPAINT_REDIS_URL" in result.err
+    for way in ("overpaint up", "--config", "OVERPAINT_REDIS_URL"):
+        assert way in result.err
     assert "hidden-word" not in result.err
     told = bare.overpaint("jobs", "--redis-url", url, "--json")
     assert (told.code, json.loads(told.err)["error"]["code"]) == (3, "ledger_unreachable")

@@ -181,3 +181,9 @@ def test_every_rule_has_its_line_in_the_documentation() -> None:
     section = page.partition("## Known mistakes")[2].partition("\n## ")[0]
     rows = [line for line in section.splitlines() if re.match(r"\| (?!told|---)", line)]
     assert len(rows) == len(RULES) - 1  # both of lcm and of many steps stand in one line
+
+
+def test_a_rectangle_worked_on_too_small_is_mended_by_its_own_size() -> None:
+    (warning,) = told(masked(GREY, region={"kind": "only_masked", "size": 128}), (2048, 2048))
+    assert (warning.path, "prepare" in str(warning.fix)) == ("region.size", False)
+    assert "write 512" in str(warning.fix)

@@ -55,7 +55,8 @@ def unreachable(why: str, where: str) -> LedgerUnreachable:
         f"Redis at {where} does not answer: {why}",
         field="redis_url",
         value=where,
-        fix="start Redis there, or set OVERPAINT_REDIS_URL to where it runs",
+        fix="start Redis there, or a whole farm with `overpaint up`; of one that runs, name the "
+        "configuration file (--config overpaint-data/farm.toml), or set OVERPAINT_REDIS_URL",
     )
 
 
