@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from overpaint_producer.jobfiles import Draft
     from overpaint_producer.workflow.drafts import Importer
     from overpaint_shared.catalogue import SpecWarning
+    from overpaint_shared.job import JobSpec
 
 
 @click.command(
@@ -53,7 +54,7 @@ def validate(
     """Check job files without submitting them.
 
     FILE is as for submit. Checks the spec and the operator's limits, and tells known mistakes; of the
-    pictures only the source's size is read. Exit 2 if any job is wrong; all problems of all files are told.
+    pictures only the headers are read. Exit 2 if any job is wrong; all problems of all files are told.
     """
     wrong = 0
     with context.farm() if with_farm else nullcontext() as farm:
@@ -83,9 +84,25 @@ def _checker(context: Context, catalogue: object) -> Check:
         if asked is not catalogue:
             warnings = ()  # the only one is that no worker was asked
         source, defaults = size_of(draft.folder / spec.source.image), asked.defaults(spec.model)
-        return (*warnings, *lint(spec, defaults=defaults, source_size=source))
+        return (
+            *warnings,
+            *_unread(spec, draft.folder),
+            *lint(spec, defaults=defaults, source_size=source),
+        )
 
     return checked
+
+
+def _unread(spec: "JobSpec", folder: Path) -> "Iterator[SpecWarning]":
+    """The pictures that `submit` would refuse; not an error here, where they need not be there yet."""
+    from overpaint_producer.headers import size_of
+    from overpaint_shared.catalogue import SpecWarning
+    from overpaint_shared.job import reference_kind
+
+    for field, reference in spec.image_refs():
+        if reference_kind(reference) == "path" and size_of(folder / reference) is None:
+            fix = f"name a PNG, JPEG, WebP or TIFF by a path from {folder.resolve()}"
+            yield SpecWarning(path=field, message=f"{reference} is not there, or is no picture", fix=fix)
 
 
 def _drafts(files: Sequence[str], workflows: "Importer") -> Iterator["Draft | SpecError"]:
