@@ -219,12 +219,15 @@ def test_the_compose_files_farm_renders_over_two_models_and_scales_without_losin
     farm: Compose, tmp_path: Path
 ) -> None:
     start_services(farm)
+    health = [str(SCRIPTS / "python"), "-m", "overpaint_worker.health"]
+    lonely = subprocess.run(health, env=farm.env("worker-cpu"), capture_output=True, text=True, check=False)
+    assert (lonely.returncode, "no worker of" in lonely.stderr) == (1, True), lonely.stderr
     first, first_port = farm.start_worker()
     farm.start("flower")
     farm.start("metrics")
     with producer(farm) as client:
         wait_until(lambda: len(client.workers()) == 1, within_s=120, what="the first worker is listed")
-        subprocess.run(["python", "-m", "overpaint_worker.health"], env=farm.env("worker-cpu"), check=True)
+        subprocess.run(health, env=farm.env("worker-cpu"), check=True)
         for name in ("flower", "metrics"):
             wait_until(lambda name=name: farm.healthy(name), within_s=60, what=f"{name}'s health check")
 
