@@ -3,24 +3,20 @@
     OMP_NUM_THREADS=1 python bench/overhead.py [--jobs 30] [--together 60] [--engine real|fake] [--json]
 
 On embedded Redis and S3, with one worker and tiny weights, 64 x 64 pixels. Two shapes of load: one job at a
-time (a
-job is submitted when the one before is in S3), and many at once. Each stage is itemised:
+time (a job is submitted when the one before is in S3), and many at once. Each stage is itemised:
 
     submit    the producer's call: upload the picture if new, record the job, send its message
     wake      the message's way: end of `submit` to the worker's claim (below 0 where the claim was quicker)
     fetch     the worker reads the spec and gets the picture from S3
-    engine    from handing the job to the engine to its answer; not counted as the farm's, and named for
-    comparison
+    engine    from handing the job to the engine to its answer; not counted as the farm's
     store     the files' way to S3
     commit    the result is told to the ledger
 
-The baseline, in the same run: a stock Celery worker (a pool of as many threads) on the same Redis and S3
-whose task
-gets the same picture, and puts the same files, without a ledger, a lease or an engine.
+The baseline, in the same run: a stock Celery worker (a pool of as many threads) on the same Redis and S3,
+whose task gets the same picture and puts the same files, without a ledger, a lease or an engine.
 
 For many at once, waiting is no cost of the farm, so it reports two things: the stages' own times under that
-load, and
-seconds per job of the whole less the time in which the engine had at least one job.
+load, and seconds per job of the whole less the time in which the engine had at least one job.
 """
 
 import argparse

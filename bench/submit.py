@@ -2,8 +2,8 @@
 
     python bench/submit.py [--jobs 5000] [--json]
 
-Starts a Redis of its own (append-only file, synced every second). Measured, each with a record and a message
-where one is due:
+Starts a Redis of its own (append-only file, synced every second). Measured, each with a record, and with a
+message where one is due:
 
     singly      one `Ledger.submit` and one `publish` per job
     batched     1000 jobs per `Ledger.submit` and `publish`
