@@ -86,8 +86,6 @@ def ready(conductor: Conductor, options: EngineOptions) -> p.Ready:
         device_name=house.device.name,
         memory_total=house.device.memory_total,
         features=sorted(FEATURES),
-        catalogue=[
-            traits.to_json() for traits in (*house.models.catalogue(), *house.segmenters.catalogue())
-        ],
+        catalogue=[traits.to_json() for traits in (*house.models.catalogue(), *house.segmenters.catalogue())],
         versions=versions(),
     )
