@@ -243,8 +243,18 @@ def test_operations_run_in_order() -> None:
     source = picture(noise(8, 8, 3), alpha=torch.full((8, 8), 0.75))
     spec = {"from": "alpha", "ops": [{"op": "invert"}, {"op": "threshold", "at": 0.5}]}
     assert built(spec, source).all()
-    assert built(spec | {"ops": [{"op": "threshold", "at": 0.2}, {"op": "invert"}]}, source).sum() == 0
-    assert not built({"from": "alpha", "ops": [{"op": "threshold", "at": 0.5}]}, source).any()
+    other_way = spec | {"ops": [{"op": "threshold", "at": 0.2}, {"op": "invert"}]}
+    assert not built(other_way, source, compat=True).any()
+    assert not built({"from": "alpha", "ops": [{"op": "threshold", "at": 0.5}]}, source, compat=True).any()
+
+
+def test_a_mask_that_covers_nothing_is_refused_but_under_compat() -> None:
+    source, images = picture(noise(8, 8, 3)), {"mask": torch.zeros(8, 8)}
+    with pytest.raises(MaskError, match="covers nothing") as caught:
+        built({"from": "image", "image": "black.png"}, source, images=images)
+    assert caught.value.field == "mask"
+    assert caught.value.fix
+    assert not built({"from": "image", "image": "black.png"}, source, images=images, compat=True).any()
 
 
 def test_nested_combinations_find_their_images_by_path() -> None:

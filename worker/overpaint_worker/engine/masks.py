@@ -69,14 +69,21 @@ def build(
         field: where the description stands in the job.
 
     Raises:
-        MaskError: wrong size, no such transparency, no `pad` to take it from, nothing found for a text, or
-            coverage out of bounds.
+        MaskError: wrong size, no such transparency, no `pad` to take it from, nothing found for a text,
+            coverage out of bounds, or nothing covered at all (which the reference lets pass).
         NothingToRepaint: nothing was found, which the job wants skipped.
 
     """
     made = _build(mask, _Making(source, canvas, images, find, compat), field)
     if made is None:
         raise NothingToRepaint
+    if not compat and made.max() == 0:
+        raise MaskError(
+            "the mask covers nothing: not one pixel would be repainted",
+            field=field,
+            value="black everywhere",
+            fix="white is what is repainted; the operation `invert` turns a mask round",
+        )
     return made
 
 
@@ -299,7 +306,7 @@ def check_survives(mask: torch.Tensor, latent_width: int, latent_height: int, fi
     """Refuse a mask [H, W] of which nothing is left at the latent's size: it would repaint nothing.
 
     Each latent cell sees the four pixels around its centre only, so a line of one pixel can fall between.
-    An empty mask is not thin; `check_coverage` is for that.
+    An empty mask is not thin; `build` is for that.
     """
     seen = resample.resize_plane(mask, latent_width, latent_height)
     if mask.max() > 0 and seen.max() == 0:
