@@ -1,5 +1,6 @@
 """From pydantic's errors to words: where in the file, what was given, what may stand there, the nearest."""
 
+import json
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,6 +99,8 @@ def _problems(detail: ErrorDetails, place: _Place, given: str) -> list[Problem]:
         return [_unknown_key(place, str(detail["loc"][-1]))]
     if kind in {"union_tag_not_found", "union_tag_invalid"}:
         return [_unknown_tag(place.path, kind, context)]
+    if kind == "dict_type" and (shapes := _shapes(place.annotation)):
+        return [_no_shape(place.path, shapes, detail["input"], given)]
     if kind == "literal_error":
         return [_unknown_choice(place.path, str(context["expected"]), detail["input"])]
     message, allowed = _plain(kind, context, place.annotation) or (detail["msg"], None)
@@ -122,6 +125,18 @@ def _unknown_tag(path: str, kind: str, context: Mapping[str, Any]) -> Problem:
     if kind == "union_tag_not_found":
         return Problem(path=join(path, tag), message="is missing: it says which kind this is")
     return _unknown_choice(join(path, tag), str(context["expected_tags"]), context["tag"])
+
+
+def _no_shape(path: str, shapes: Mapping[str, str], value: object, given: str) -> Problem:
+    """A bare word where an object is wanted whose one key may be that word: `"method": "img2img"`."""
+    word = nearest(value, list(shapes)) if isinstance(value, str) else None
+    return Problem(
+        path=path,
+        message=f"{given} is not an object",
+        given=given,
+        allowed=", ".join(shapes.values()),
+        suggestion=shapes[word] if word else None,
+    )
 
 
 def _unknown_choice(path: str, expected: str, given: object) -> Problem:
@@ -213,10 +228,21 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _tags_of(member: Any) -> tuple[Any, ...]:
+    return _tag_of(member)[1]
+
+
+def _tag_of(member: Any) -> tuple[str, tuple[Any, ...]]:
+    """The key that says which member of a union an object is, and what it holds; empty if there is none."""
     for name, field in getattr(member, "model_fields", {}).items():
-        if (field.alias or name) in TAGS:
-            return get_args(field.annotation)
-    return ()
+        if (key := field.alias or name) in TAGS:
+            return key, get_args(field.annotation)
+    return "", ()
+
+
+def _shapes(annotation: Any) -> dict[str, str]:
+    """How an object of each member of a union begins, by its tag: `{"kind": "img2img"}`."""
+    keys = (_tag_of(member) for member in _members(_bare(annotation)))
+    return {str(tag): json.dumps({key: tag}) for key, tags in keys for tag in tags}
 
 
 def _field(model: type[BaseModel] | None, key: str) -> Any:

@@ -64,6 +64,13 @@ def test_an_unknown_tag_lists_the_tags_with_the_nearest_and_nothing_else() -> No
     assert only({"mask": {"from": "imag"}}).path == "mask.from"
 
 
+def test_a_bare_word_for_an_object_is_told_how_the_object_begins() -> None:
+    (problem,) = problems({"method": "inpaint"})
+    assert problem.path == "method"
+    assert problem.suggestion == '{"kind": "inpaint_model"}'
+    assert '{"kind": "latent_noise_mask"}' in (problem.allowed or "")
+
+
 def test_a_missing_tag_is_named() -> None:
     problem = only({"mask": {"image": "mask.png"}})
     assert problem.path == "mask.from"
