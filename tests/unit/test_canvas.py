@@ -14,7 +14,7 @@ from overpaint_shared.errors import InputError, MaskError
 from overpaint_shared.job import Crop, Pad, PrepareOp, Scale, ScaleBy
 from overpaint_shared.settings import Limits
 from overpaint_worker.engine import canvas, resample
-from overpaint_worker.engine.geometry import Size, plan
+from overpaint_worker.engine.geometry import Size, centre_box, plan
 from overpaint_worker.engine.picture import Picture
 
 NODES = Path(__file__).parents[1] / "data" / "parity" / "nodes"
@@ -351,6 +351,15 @@ def test_a_mask_goes_through_the_same_steps() -> None:
     expected = np.zeros((26, 49))
     expected[:21, 8:] = bilinear_by_hand(mask[3:13, 2:22].double().numpy(), 41, 21)
     np.testing.assert_allclose(made.carry(mask).numpy(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(("width", "left"), [(7, 1), (8, 2)])
+def test_a_centre_crop_to_a_far_narrower_aspect_leaves_something(width: int, left: int) -> None:
+    made = canvas.prepare(
+        picture(noise(7, width)), [Scale(width=1, height=65, crop="center", filter="bilinear")], LIMITS
+    )
+    assert made.rgb.shape == (65, 1, 3)
+    assert centre_box(Size(width, 7), Size(1, 65)).width == left
 
 
 def test_a_mask_is_centre_cropped_with_its_picture() -> None:

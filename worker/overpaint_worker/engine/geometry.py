@@ -305,8 +305,12 @@ def _scale(size: Size, op: Scale) -> ScaleStep | None:
 
 
 def centre_box(size: Size, target: Size) -> Box:
-    """The largest centred part that has the target's aspect, its margins rounded half to even."""
+    """The largest centred part that has the target's aspect, its margins rounded half to even.
+
+    At the least a line of one pixel, or of two where the side is even; the reference fails on nothing left.
+    """
     old, new = size.width / size.height, target.width / target.height
     x = round((size.width - size.width * (new / old)) / 2) if old > new else 0
     y = round((size.height - size.height * (old / new)) / 2) if old < new else 0
+    x, y = min(x, (size.width - 1) // 2), min(y, (size.height - 1) // 2)
     return Box(x, y, size.width - 2 * x, size.height - 2 * y)
