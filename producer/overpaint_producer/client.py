@@ -191,9 +191,10 @@ class Farm:
 
     def check(self, spec: SpecLike) -> "tuple[JobSpec, tuple[SpecWarning, ...]]":
         """The spec and warnings, if it is right and this farm's workers and limits allow it; else
-        SpecError. Of its source only the header is read, if it is a file that is there.
+        SpecError. Of its pictures only the headers are read, of those that are files and there.
         """
-        from overpaint_producer.headers import size_of
+        from overpaint_producer.headers import sizes_of
+        from overpaint_producer.pictures import check_sizes
         from overpaint_producer.submitting import draft_of
         from overpaint_shared.catalogue import check
         from overpaint_shared.lint import lint
@@ -201,7 +202,9 @@ class Farm:
         draft, catalogue = next(draft_of(spec, None)), self.catalogue()
         parsed = parse_job(draft.data, where=draft.where)
         warnings = check(parsed, catalogue, self.settings.limits(), where=draft.where)
-        source, defaults = size_of(draft.folder / parsed.source.image), catalogue.defaults(parsed.model)
+        sizes, defaults = sizes_of(parsed, draft.folder), catalogue.defaults(parsed.model)
+        check_sizes(parsed, sizes, draft.where)
+        source = sizes.get(parsed.source.image)
         return parsed, (*warnings, *lint(parsed, defaults=defaults, source_size=source))
 
     def follow(self, ids: Sequence[str], timeout: float | None = None) -> Iterator[Event]:

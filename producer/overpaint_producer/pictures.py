@@ -8,18 +8,20 @@ import hashlib
 import stat
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from overpaint_producer.headers import FORMATS, upright_size
-from overpaint_shared.errors import InputError
+from overpaint_shared.errors import InputError, SpecError
+from overpaint_shared.sizes import MISFIT_FIX, misfits
 from overpaint_shared.store_keys import external_address
 
 if TYPE_CHECKING:
+    from overpaint_shared.job import JobSpec
     from overpaint_shared.setting_views import Limits
     from overpaint_shared.store import Store
 
@@ -105,6 +107,16 @@ def _too_many(what: str, given: str, allowed: int, field: str, name: str) -> Inp
     )
 
 
+def check_sizes(spec: "JobSpec", sizes: Mapping[str, tuple[int, int]], where: str) -> None:
+    """Refuse what a worker will refuse for the sizes of its pictures. Raises SpecError.
+
+    `sizes`: of the pictures that have been looked at, by their reference in the spec.
+    """
+    problems = misfits(spec, sizes)
+    if problems:
+        raise SpecError(f"{where} cannot be rendered:", problems, fix=MISFIT_FIX)
+
+
 class Uploader:
     """Puts pictures into the store under one owner; a file is read and sent once for all that name it.
 
@@ -116,7 +128,8 @@ class Uploader:
         self._store = store
         self._limits = limits
         self._owner = owner
-        self._done: dict[tuple[Path, int, int], Uploaded] = {}
+        self._known: dict[tuple[Path, int, int], Seen] = {}
+        self._sent: set[str] = set()
         self._room = threading.BoundedSemaphore(2 * SENDERS)  # pictures in memory at a time
         self._sending: list[Future[str]] = []
 
@@ -131,33 +144,40 @@ class Uploader:
             for each in sending:
                 each.result()
 
-    def place(self, references: Mapping[str, str], folder: Path) -> dict[str, "Uploaded"]:
-        """Where each reference goes. `references`: reference -> its field in the spec, for messages.
+    def look(self, references: Mapping[str, str], folder: Path) -> dict[str, "Seen"]:
+        """Where each reference will be; nothing is sent yet. `references`: reference -> field in the spec.
 
         Paths are taken from `folder`. Raises InputError, and StoreError where the store fails.
         """
         return {name: self._one(name, folder, field) for name, field in references.items()}
 
-    def _one(self, name: str, folder: Path, field: str) -> "Uploaded":
+    def send(self, seen: Iterable["Seen"]) -> None:
+        """Begin to store what is not there yet."""
+        for each in seen:
+            if each.data is None or each.reference in self._sent:
+                continue
+            self._sent.add(each.reference)
+            self._room.acquire()
+            self._sending.append(self._pool.submit(self._send, each.data))
+
+    def _one(self, name: str, folder: Path, field: str) -> "Seen":
         if name.startswith(STORED):
             self._require(name.removeprefix(STORED), field)
-            return Uploaded(name, None)
+            return Seen(name)
         if name.startswith(EXTERNAL):
             self._check_external(name, field)
-            return Uploaded(name, None)
+            return Seen(name)
         return self._file(folder / name, field)
 
-    def _file(self, path: Path, field: str) -> "Uploaded":
+    def _file(self, path: Path, field: str) -> "Seen":
         key = _identity(path)
-        if key is not None and key in self._done:
-            return self._done[key]
+        if key is not None and key in self._known:
+            return self._known[key]
         picture = read_picture(path, self._limits, field)
-        uploaded = Uploaded(STORED + hashlib.sha256(picture.data).hexdigest(), picture.size)
-        self._room.acquire()
-        self._sending.append(self._pool.submit(self._send, picture.data))
+        reference = STORED + hashlib.sha256(picture.data).hexdigest()
         if key is not None:
-            self._done[key] = uploaded
-        return uploaded
+            self._known[key] = Seen(reference, picture.size)
+        return Seen(reference, picture.size, picture.data)
 
     def _send(self, data: bytes) -> str:
         try:
@@ -182,11 +202,13 @@ class Uploader:
 
 
 @dataclass(frozen=True)
-class Uploaded:
-    """Where a picture is stored now, and its (width, height) where this machine has seen it."""
+class Seen:
+    """Where a picture is stored, or will be once its data are sent; (width, height) where it is read here."""
 
     reference: str
-    size: tuple[int, int] | None
+    size: tuple[int, int] | None = None
+    data: bytes | None = field(default=None, repr=False)
+    """What is to be sent; None for what was told before, or is not this machine's to send."""
 
 
 def _identity(path: Path) -> tuple[Path, int, int] | None:

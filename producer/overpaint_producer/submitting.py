@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overpaint_producer.jobfiles import Draft, as_object, read_path
-from overpaint_producer.pictures import Uploaded, Uploader
+from overpaint_producer.pictures import Seen, Uploader, check_sizes
 from overpaint_shared.catalogue import Catalogue, SpecWarning, check
 from overpaint_shared.errors import InputError, ServiceError
 from overpaint_shared.job import JobSpec, parse_job
@@ -114,19 +114,19 @@ class Submitter:
         for path, reference in spec.image_refs():
             references.setdefault(reference, path)
         try:
-            placed = self._uploader.place(references, draft.folder)
+            seen = self._uploader.look(references, draft.folder)
         except InputError as error:  # of many files, which one names the picture
             raise InputError(
                 f"{draft.where}: {error.message}", field=error.field, value=error.value, fix=error.fix
             ) from error
-        source = placed[next(iter(references))]  # the first reference is the source's
+        check_sizes(spec, {name: each.size for name, each in seen.items() if each.size}, draft.where)
+        self._uploader.send(seen.values())
+        source = seen[next(iter(references))]  # the first reference is the source's
         warnings += lint(spec, defaults=catalogue.defaults(spec.model), source_size=source.size)
-        spec = spec.with_images({name: each.reference for name, each in placed.items()})
+        spec = spec.with_images({name: each.reference for name, each in seen.items()})
         return Ready(submission=self._submission(spec, token, catalogue, source), warnings=warnings)
 
-    def _submission(
-        self, spec: JobSpec, token: str | None, catalogue: Catalogue, source: Uploaded
-    ) -> Submission:
+    def _submission(self, spec: JobSpec, token: str | None, catalogue: Catalogue, source: Seen) -> Submission:
         digest = spec_digest(spec.to_json())  # before the seed is drawn: the same job again is the same job
         if spec.sampling.seed is None:
             spec = spec.with_seed(secrets.randbits(SEED_BITS))

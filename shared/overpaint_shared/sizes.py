@@ -1,14 +1,20 @@
-"""How large a picture is after `prepare` or `finish`, from sizes alone: for warnings before anything runs.
+"""How large a picture is after `prepare` or `finish`, and whether masks fit it, from sizes alone.
 
-Sizes are (width, height) in pixels. The engine plans the same steps with boxes and refuses what does not
-fit; a test holds the two together.
+Sizes are (width, height) in pixels, upright. The engine plans the same steps with boxes and refuses what does
+not fit; a test holds the two together.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal
 
+from overpaint_shared.errors import Problem
+from overpaint_shared.job import JobSpec
+from overpaint_shared.spec.masks import ImageMask, leaves
 from overpaint_shared.spec.pictures import Crop, FinishOp, Pad, PrepareOp, Scale
 
 Size = tuple[int, int]
+At = Literal["source", "canvas"]
+"""Whose size a mask has: the source's, or the canvas's, which is what `prepare` makes of it."""
 
 LATENT_MULTIPLE = 8
 """Sides that a model takes are multiples of this."""
@@ -67,3 +73,46 @@ def cropped(size: Size) -> Size:
     """The next size that a model takes, on the way down."""
     width, height = (side // LATENT_MULTIPLE * LATENT_MULTIPLE for side in size)
     return width, height
+
+
+MISFIT_FIX: Final = 'scale the mask to that size, or say by "at" which one it has ("source" or "canvas")'
+
+
+def misfits(spec: JobSpec, sizes: Mapping[str, Size]) -> list[Problem]:
+    """The mask pictures of a job that a worker will refuse for their size, under any `compat`.
+
+    `sizes`: of the pictures that have been looked at, by their reference in the spec; for what is not among
+    them nothing is said.
+    """
+    source = sizes.get(spec.source.image)
+    if source is None or spec.mask is None:
+        return []
+    canvas = size_after(source, spec.prepare, compat=spec.compat == "comfyui") or source
+    known: dict[At, Size] = {"source": source, "canvas": canvas}
+    found = [
+        misfit(f"{path}.image", sizes[mask.image], mask.at, known)
+        for path, mask in leaves(spec.mask)
+        if isinstance(mask, ImageMask) and mask.image in sizes
+    ]
+    return [problem for problem in found if problem]
+
+
+def misfit(path: str, given: Size, at: At, known: Mapping[At, Size]) -> Problem | None:
+    """What is wrong with a mask of the size `given`, which is to be that of `known[at]`; None: nothing.
+
+    Masks are never resized in silence. `path`: the mask's picture in the spec.
+    """
+    if given == known[at]:
+        return None
+    fitting = [other for other, size in known.items() if size == given]
+    return Problem(
+        path=path,
+        message=f"the mask is {_words(given)} pixels, but the {at} is {_words(known[at])}",
+        given=_words(given),
+        allowed=_words(known[at]),
+        suggestion=f'"at": "{fitting[0]}", whose size it has' if fitting else None,
+    )
+
+
+def _words(size: Size) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -335,6 +335,16 @@ def test_validate_notes_each_picture_that_submit_would_refuse(bare: Shell) -> No
     assert str(bare.folder) in result.err
 
 
+def test_validate_refuses_a_mask_of_another_size(bare: Shell) -> None:
+    (bare.folder / "photo.png").write_bytes(png())
+    (bare.folder / "mask.png").write_bytes(png(size=(32, 48)))
+    mask = {"from": "image", "image": "mask.png"}
+    (bare.folder / "job.json").write_text(json.dumps(job(mask=mask)))
+    result = bare.overpaint("validate", "job.json")
+    assert (result.code, result.out) == (2, "")
+    assert "mask.image: the mask is 32 x 48 pixels, but the source is 64 x 48." in result.err
+
+
 def test_validate_tells_all_problems_of_all_files(bare: Shell) -> None:
     (bare.folder / "a.json").write_text(json.dumps(job(sampling={"steps": "many", "seed": -1})))
     (bare.folder / "b.json").write_text("{")

@@ -231,6 +231,22 @@ def test_a_picture_with_too_many_bytes_is_refused_unread(farm_settings: Settings
         farm.submit(job())
 
 
+def test_a_mask_of_another_size_is_refused_before_anything_is_sent(
+    farm: Farm, hand: Hand, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "mask.png").write_bytes(png(size=(32, 48), colour="white"))
+    monkeypatch.setattr(farm.store, "put_input", lambda *_: pytest.fail("a picture was sent"))
+    wrong = job(mask={"from": "image", "image": "mask.png"})
+    for call in (farm.submit, farm.check):
+        with pytest.raises(SpecError) as caught:
+            call(wrong)
+        [problem] = caught.value.problems
+        assert problem.message == "the mask is 32 x 48 pixels, but the source is 64 x 48"
+        assert (problem.path, problem.given, problem.allowed) == ("mask.image", "32 x 48", "64 x 48")
+        assert '"canvas"' in str(caught.value.fix)
+    assert farm.jobs() == []
+
+
 def test_a_stored_picture_must_be_the_owners(farm: Farm, hand: Hand) -> None:
     farm.store.put_input("somebody", PHOTO)
     with pytest.raises(InputError, match="nothing is stored"):

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,7 +70,8 @@ Check = Callable[["Draft"], "tuple[SpecWarning, ...]"]
 
 
 def _checker(context: Context, catalogue: object) -> Check:
-    from overpaint_producer.headers import size_of
+    from overpaint_producer.headers import sizes_of
+    from overpaint_producer.pictures import check_sizes
     from overpaint_shared.catalogue import Catalogue, check
     from overpaint_shared.job import parse_job
     from overpaint_shared.lint import lint
@@ -83,24 +84,24 @@ def _checker(context: Context, catalogue: object) -> Check:
         warnings = check(spec, asked, limits, where=draft.where)
         if asked is not catalogue:
             warnings = ()  # the only one is that no worker was asked
-        source, defaults = size_of(draft.folder / spec.source.image), asked.defaults(spec.model)
+        sizes, defaults = sizes_of(spec, draft.folder), asked.defaults(spec.model)
+        check_sizes(spec, sizes, draft.where)
         return (
             *warnings,
-            *_unread(spec, draft.folder),
-            *lint(spec, defaults=defaults, source_size=source),
+            *_unread(spec, draft.folder, sizes),
+            *lint(spec, defaults=defaults, source_size=sizes.get(spec.source.image)),
         )
 
     return checked
 
 
-def _unread(spec: "JobSpec", folder: Path) -> "Iterator[SpecWarning]":
+def _unread(spec: "JobSpec", folder: Path, sizes: Mapping[str, tuple[int, int]]) -> "Iterator[SpecWarning]":
     """The pictures that `submit` would refuse; not an error here, where they need not be there yet."""
-    from overpaint_producer.headers import size_of
     from overpaint_shared.catalogue import SpecWarning
     from overpaint_shared.job import reference_kind
 
     for field, reference in spec.image_refs():
-        if reference_kind(reference) == "path" and size_of(folder / reference) is None:
+        if reference_kind(reference) == "path" and reference not in sizes:
             fix = f"name a PNG, JPEG, WebP or TIFF by a path from {folder.resolve()}"
             yield SpecWarning(path=field, message=f"{reference} is not there, or is no picture", fix=fix)
 

@@ -6,7 +6,7 @@ is allocated. It then carries pictures, alpha channels and masks through the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple
@@ -16,6 +16,7 @@ import torch
 
 from overpaint_shared.errors import InputError, MaskError
 from overpaint_shared.job import Crop, Pad, PrepareOp, Scale, ScaleBy
+from overpaint_shared.sizes import MISFIT_FIX, At, misfit
 
 from . import resample
 from .deep_png import Samples
@@ -183,7 +184,7 @@ class Geometry:
             MaskError: its size is not the source's.
 
         """
-        check_size(mask, self.source, field, "source")
+        check_size(mask, "source", {"source": self.source}, field)
         return reduce(lambda plane, step: step.plane(plane), self.steps, mask)
 
     def picture(self, rgb: torch.Tensor, depth: int = 8) -> torch.Tensor:
@@ -213,14 +214,12 @@ class Geometry:
         return mask
 
 
-def check_size(mask: torch.Tensor, size: Size, field: str, what: str) -> None:
-    """Refuse a mask [H, W] whose size is not `size`: masks are never resized in silence."""
-    given = Size(mask.shape[1], mask.shape[0])
-    if given != size:
-        fix = 'scale the mask to that size, or say by "at" which one it has ("source" or "canvas")'
-        raise MaskError(
-            f"the mask is {given} but the {what} is {size}", field=field, value=str(given), fix=fix
-        )
+def check_size(mask: torch.Tensor, at: At, known: Mapping[At, Size], field: str) -> None:
+    """Refuse a mask [H, W] whose size is not `known[at]`: masks are never resized in silence."""
+    wrong = misfit(field, Size(mask.shape[1], mask.shape[0]), at, known)
+    if wrong is not None:
+        fix = f"write {wrong.suggestion}" if wrong.suggestion else MISFIT_FIX
+        raise MaskError(wrong.message, field=field, value=wrong.given, fix=fix)
 
 
 def plan(

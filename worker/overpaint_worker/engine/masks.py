@@ -30,6 +30,7 @@ from overpaint_shared.job import (
     PadMask,
     Threshold,
 )
+from overpaint_shared.sizes import At
 
 from . import morphology, resample
 from .canvas import Canvas
@@ -130,7 +131,7 @@ def _found(mask: ClipsegMask, making: _Making, field: str) -> torch.Tensor | Non
         raise ValueError("a mask from CLIPSeg needs `find`")
     found, size = making.find(mask, field), making.canvas.size
     if found is not None:
-        check_size(found, size, field, "canvas")
+        check_size(found, "canvas", {"canvas": size}, field)
         return apply(found, mask.ops, compat=making.compat)
     if mask.on_empty == "skip":
         return None
@@ -149,12 +150,10 @@ def _combined(how: How, parts: Sequence[torch.Tensor | None], field: str) -> tor
     return combine(how, there, field) if decides[how] else None
 
 
-def place(mask: torch.Tensor, canvas: Canvas, at: Literal["source", "canvas"], field: str) -> torch.Tensor:
+def place(mask: torch.Tensor, canvas: Canvas, at: At, field: str) -> torch.Tensor:
     """Bring a mask [H, W] onto the canvas; raises MaskError where its size is not the one that `at` says."""
-    if at == "source":
-        return canvas.carry(mask, field)
-    check_size(mask, canvas.size, field, "canvas")
-    return mask
+    check_size(mask, at, {"source": canvas.geometry.source, "canvas": canvas.size}, field)
+    return canvas.carry(mask, field) if at == "source" else mask
 
 
 def from_alpha(source: Picture, *, compat: bool = False, field: str = "mask") -> torch.Tensor:
