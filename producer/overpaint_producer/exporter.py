@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from overpaint_shared.errors import ServiceError, SettingsError
-from overpaint_shared.ledger import Count, Ledger, QueueState, WorkerRecord
+from overpaint_shared.ledger import Count, JobState, Ledger, QueueState, WorkerRecord
 
 KIND = ("state", "model", "method")
 
@@ -44,7 +44,7 @@ class FarmCollector(Collector):
         )
         yield _kinds(
             CounterMetricFamily("overpaint_job_transitions", "Jobs that came into a state.", labels=KIND),
-            self._ledger.moves(),
+            _every_state(self._ledger.moves()),
         )
         yield from _queues(self._ledger.queues(served))
         yield from _workers(workers)
@@ -59,6 +59,13 @@ def _kinds(family: GaugeMetricFamily | CounterMetricFamily, counts: Sequence[Cou
     for count in counts:
         family.add_metric([count.state.value, count.model, count.method], count.jobs)
     return family
+
+
+def _every_state(counts: Sequence[Count]) -> list[Count]:
+    """With 0 for a state that no job of a kind came into yet: `increase` does not see how a series begins."""
+    told = {(count.state, count.model, count.method): count.jobs for count in counts}
+    kinds = sorted({(model, method) for _, model, method in told})
+    return [Count(state, *kind, told.get((state, *kind), 0)) for kind in kinds for state in JobState]
 
 
 def _queues(queues: Sequence[QueueState]) -> Iterator[Metric]:

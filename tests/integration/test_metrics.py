@@ -105,6 +105,8 @@ def test_the_farm_tells_its_jobs_by_state_model_and_method(rendered: tuple[str, 
     for state, jobs in (("done", 3), ("failed", 2), ("cancelled", 1)):
         assert value(found, "overpaint_jobs", state=state, model="tiny", method="") == jobs
         assert value(found, "overpaint_job_transitions_total", state=state, model="tiny", method="") == jobs
+    dead = value(found, "overpaint_job_transitions_total", state="dead", model="tiny", method="")
+    assert dead == 0, "told before the first, or no rate would see it"
     assert value(found, "overpaint_queue_depth", model="tiny") == 0
     assert value(found, "overpaint_queue_oldest_age_seconds", model="tiny") == 0
     assert value(found, "overpaint_workers_serving", model="tiny") == 1
