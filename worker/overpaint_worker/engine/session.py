@@ -225,6 +225,9 @@ class Session:
         if picture is None:
             return None
         px = _planes(picture, self._house.models.device)
+        if self.spec.compat == "comfyui" and px.device.type == "cpu":
+            # The reference's layout, for which torch's group norm on a CPU adds up coarsely
+            px = px.contiguous(memory_format=torch.channels_last)
         return (yield from self._units("encode", coder.encode(px)))
 
     def _units(self, stage: str, work: Work[T]) -> Generator[str, Any, T]:

@@ -96,7 +96,10 @@ class Vae:
         return int(self._vae.config.latent_channels)
 
     def encode(self, px: Tensor) -> Work[Tensor]:
-        """[1, 3, H, W] in 0..1, sides multiples of 8 -> the posterior's mean, scaled, [1, C, H/8, W/8]."""
+        """[1, 3, H, W] in 0..1, sides multiples of 8 -> the posterior's mean, scaled, [1, C, H/8, W/8].
+
+        Computed in the picture's own memory format; the latent is contiguous.
+        """
         height, width = px.shape[-2:]
         if height % SCALE_FACTOR or width % SCALE_FACTOR:
             raise ValueError(
@@ -104,7 +107,7 @@ class Vae:
             )
         x = px.to(self._device, torch.float32) * 2 - 1
         moments = yield from self._run(self._encoder, x, SCALE_FACTOR, 1)
-        return moments[:, : self.latent_channels] * self._scaling
+        return (moments[:, : self.latent_channels] * self._scaling).contiguous()
 
     def decode(self, z: Tensor) -> Work[Tensor]:
         """Scaled latent [1, C, h, w] -> [1, 3, 8 h, 8 w], clamped to 0..1."""
