@@ -4,39 +4,52 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from overpaint_shared.settings import Limits
 from overpaint_worker import protocol as p
-from overpaint_worker.engine.assemble import describe
+from overpaint_worker.engine.assemble import describe, open_device, set_up_torch
 from overpaint_worker.engine.clipseg.store import SegmenterStore
 from overpaint_worker.engine.conductor import Conductor
 from overpaint_worker.engine.limits import FixedLimits
 from overpaint_worker.engine.loop import Loop
 from overpaint_worker.engine.models import ModelStore
 from overpaint_worker.engine.session import House
-from overpaint_worker.registry import Registry
+from overpaint_worker.registry import Entry, Registry
+from tests.device import DEVICE_NAME
 
+DEVICE = open_device(DEVICE_NAME)
 PARITY = Path(__file__).parent / "data" / "parity"
 INPUTS = PARITY / "inputs"
 
 
 @cache
-def house(registry: Path) -> House:
-    """The tiny models, each loaded once for all tests of a run."""
-    torch.set_num_threads(1)
-    cpu, names = torch.device("cpu"), Registry.load(registry)
+def house(registry: Path, dtype: str = "float32") -> House:
+    """The tiny models, each loaded once for all tests of a run; what they compute in is the test's affair."""
+    set_up_torch(threads=1)
+    names = _computed_in(dtype, Registry.load(registry))
     return House(
-        models=ModelStore(names, cpu, kept=9), segmenters=SegmenterStore(names, cpu),
-        limits=Limits(), device=describe(cpu),
+        models=ModelStore(names, DEVICE, kept=9), segmenters=SegmenterStore(names, DEVICE),
+        limits=Limits(), device=describe(DEVICE),
     )  # fmt: skip
+
+
+def _computed_in(dtype: str, registry: Registry) -> Registry:
+    def told(entries: Mapping[str, Entry]) -> Any:
+        return {name: entry.model_copy(update={"dtype": dtype}) for name, entry in entries.items()}
+
+    return replace(
+        registry,
+        models=told(registry.models),
+        controlnets=told(registry.controlnets),
+        vaes=told(registry.vaes),
+    )
 
 
 @dataclass
@@ -51,10 +64,10 @@ class Kitchen:
         return {m.job: m for m in self.said if isinstance(m, p.Done | p.Failed | p.Cancelled)}
 
 
-def kitchen(registry: Path, rows: int = 16) -> Kitchen:
+def kitchen(registry: Path, rows: int = 16, dtype: str = "float32") -> Kitchen:
     """A conductor whose passes have up to `rows` rows."""
     said: list[p.ToWorker] = []
-    return Kitchen(Conductor(house(registry), said.append, loop=Loop(FixedLimits(rows))), said)
+    return Kitchen(Conductor(house(registry, dtype), said.append, loop=Loop(FixedLimits(rows))), said)
 
 
 def request(
@@ -65,9 +78,11 @@ def request(
     return p.Render(job=name, token=1, spec_json=json.dumps(spec), inputs=files, **more)
 
 
-def render(registry: Path, requests: Iterable[p.Render], rows: int = 16) -> dict[str, Any]:
+def render(
+    registry: Path, requests: Iterable[p.Render], rows: int = 16, dtype: str = "float32"
+) -> dict[str, Any]:
     """Render jobs together; the last word on each."""
-    k = kitchen(registry, rows)
+    k = kitchen(registry, rows, dtype)
     for r in requests:
         k.conductor.submit(r)
     k.conductor.run_until_idle()

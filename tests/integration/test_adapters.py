@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from overpaint_shared.errors import JobError, ModelLoadError
 from overpaint_worker.engine.families.lora import inspect_lora, read_lora
 from overpaint_worker.engine.families.weights import HashCache
-from overpaint_worker.registry import LoraEntry
+from overpaint_worker.engine.models import ModelStore
+from overpaint_worker.registry import LoraEntry, Registry
 from tests.extra_weights import WEIGHT, build
-from tests.rendering import house, img2img, pixels, render, request
+from tests.rendering import DEVICE, house, img2img, pixels, render, request
 
 INK = {"loras": [{"name": "ink", "weight": WEIGHT}]}
 
@@ -30,9 +31,9 @@ def store(registry):
 def answers(model):
     """What a model makes of fixed inputs."""
     generator = torch.Generator().manual_seed(5)
-    x = torch.randn(2, 4, 8, 8, generator=generator)
+    x = torch.randn(2, 4, 8, 8, generator=generator).to(DEVICE)
     text = model.condition("a red brick house").tensors["text"]
-    denoised = model.denoise(x, torch.tensor([9.0, 0.7]), {"text": text.repeat(2, 1, 1)})
+    denoised = model.denoise(x, torch.tensor([9.0, 0.7], device=DEVICE), {"text": text.repeat(2, 1, 1)})
     return text, denoised
 
 
@@ -66,7 +67,7 @@ def test_after_a_lora_the_model_has_its_bits_back(registry, tiny_registry):
     assert not torch.equal(told[0][1], told[1][1])
     after = unet.state_dict()
     assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(torch.equal(after[name].cpu(), before[name]) for name in before)
 
 
 def test_a_lora_is_laid_over_the_models_own_weights_whatever_lies_there(registry):
@@ -253,3 +254,12 @@ def test_a_broken_vae_is_refused(registry, tmp_path):
     (tmp_path / "models.toml").write_text('[vaes.broken]\npath = "v"\n')
     with pytest.raises(ModelLoadError, match=r"decoder\.conv_in\.weight"):
         store(tmp_path / "models.toml").vae("broken")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_vae_computes_in_what_its_entry_says(registry, tmp_path, dtype):
+    (tmp_path / "models.toml").write_text(
+        f'[vaes.warm]\npath = "{registry.parent}/warm"\ndtype = "{dtype}"\n'
+    )
+    coder = ModelStore(Registry.load(tmp_path / "models.toml"), DEVICE).vae("warm")
+    assert coder._vae.dtype is getattr(torch, dtype)

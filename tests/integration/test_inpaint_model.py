@@ -71,9 +71,11 @@ def test_a_job_on_odd_sides_is_what_a_plain_loop_paints(tiny_registry, networks,
     masked = encoded(vae, (picture - 0.5) * (1 - mask.round())[..., None] + 0.5)
     soft = F.interpolate(mask[None, None], z0.shape[-2:], mode="bilinear")
     channels = torch.cat([soft.round(), masked], 1)
-    torch.testing.assert_close(session.trajectory.extra, channels, rtol=0, atol=1e-4)
+    torch.testing.assert_close(session.trajectory.extra.cpu(), channels, rtol=0, atol=1e-4)
     expected = plain_loop(session, unet, z0, soft, channels, differential=differential)
-    torch.testing.assert_close(session.latent, expected, rtol=0, atol=2e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        session.latent.cpu(), expected, rtol=0, atol=2e-4 * float(expected.abs().max())
+    )
 
 
 def plain_loop(session, unet, z0, soft, channels, *, differential):
@@ -90,7 +92,7 @@ def plain_loop(session, unet, z0, soft, channels, *, differential):
     noise = torch.randn(z0.shape)
     x = z0 + noise * (1 + sigmas[0] ** 2).sqrt()
     first, last = time(sigmas[0]), time(table[0].exp())
-    texts = [model.condition(text).tensors["text"] for text in (spec.negative_prompt, spec.prompt)]
+    texts = [model.condition(text).tensors["text"].cpu() for text in (spec.negative_prompt, spec.prompt)]
     for sigma, after in pairwise(sigmas):
         share = (time(sigma) - last) / (first - last)
         m = (soft >= share).float() if differential else soft
@@ -116,7 +118,7 @@ def test_with_another_method_the_mask_on_the_noise_and_the_picture_take_their_pl
 def test_without_a_mask_all_is_masked_and_the_picture_is_plain_grey(tiny_registry):
     extra = rendered(tiny_registry, {**ODD, "method": {"kind": "img2img"}}).trajectory.extra
     for channel, value in zip(extra[0], (1, 0.8223, -0.6876, 0.6364, 0.1380), strict=True):
-        assert torch.allclose(channel, torch.tensor(float(value)))
+        assert torch.allclose(channel.cpu(), torch.tensor(float(value)))
 
 
 def test_a_model_of_four_channels_wants_no_more(tiny_registry):

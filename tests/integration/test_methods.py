@@ -15,7 +15,7 @@ from overpaint_worker.engine.families import Residuals
 from overpaint_worker.engine.families.controlnet import ControlNet
 from overpaint_worker.engine.rows import Row, RowBuffers
 from tests.extra_weights import build
-from tests.rendering import INPUTS, house, img2img, pixels, render, request
+from tests.rendering import DEVICE, INPUTS, house, img2img, pixels, render, request
 
 MASKED = {"mask": {"from": "image", "image": "mask64.png"}}
 SOFT = {"mask": {**MASKED["mask"], "ops": [{"op": "blur", "radius": 6}]}}
@@ -109,10 +109,10 @@ def some_rows(model, nets, controls):
     """Rows of one pass, and their buffers; `controls[i]` are the nets and strengths of row i."""
     generator = torch.Generator().manual_seed(1)
     text = model.condition("a house")
-    hint = torch.rand(1, 3, 64, 64, generator=generator)
+    hint = torch.rand(1, 3, 64, 64, generator=generator).to(DEVICE)
     rows = [
         Row(
-            torch.randn(1, 4, 8, 8, generator=generator), torch.tensor(2.0 + i), text,
+            torch.randn(1, 4, 8, 8, generator=generator).to(DEVICE), torch.tensor(2.0 + i), text,
             controls=tuple(Control(nets[n], hint + n, strength, 1e9, 0.0) for n, strength in row),
         )
         for i, row in enumerate(controls)
@@ -190,7 +190,7 @@ def shown(monkeypatch):
     seen, original = [], ControlNet.residuals
 
     def spy(self, x, timestep, conditioning, hints):
-        seen.append((timestep.tolist(), hints.clone()))
+        seen.append((timestep.tolist(), hints.to("cpu", copy=True)))
         return original(self, x, timestep, conditioning, hints)
 
     monkeypatch.setattr(ControlNet, "residuals", spy)
