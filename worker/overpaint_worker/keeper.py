@@ -152,7 +152,7 @@ class Keeper:
             log.error("release failed", action="job.release_failed", error=str(error), **attempt.names())  # noqa: TRY400
             return False
         log.info("job released", action="job.released", reason="stopped", **attempt.names())
-        self._metrics.released("stopped")
+        self._metrics.released(ReleaseReason.STOPPED)
         self._publish(released.wakeups)
         return True
 

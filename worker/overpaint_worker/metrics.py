@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from overpaint_shared import __version__
 from overpaint_shared.errors import SettingsError
+from overpaint_shared.ledger import ReleaseReason
 from overpaint_worker.protocol import STAGES, Stats
 from overpaint_worker.speed import Speed
 
@@ -75,8 +76,11 @@ class Metrics:
         self._retries = self._counter(
             "overpaint_service_retries_total", "Calls to Redis or S3 that were tried again."
         )
+        # Told from the start: `increase` does not see how a series begins.
         for stage in (WAIT, *STAGES, COMMIT):
             self._stages.labels(stage)
+        for reason in ReleaseReason:
+            self._releases.labels(reason.value)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
@@ -98,9 +102,9 @@ class Metrics:
         if outcome == "done":
             self._durations.labels(model, method).observe(seconds)
 
-    def released(self, reason: str) -> None:
+    def released(self, reason: ReleaseReason) -> None:
         """A job was given back."""
-        self._releases.labels(reason).inc()
+        self._releases.labels(reason.value).inc()
 
     def retried(self) -> None:
         """A service was away for one call."""

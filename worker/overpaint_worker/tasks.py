@@ -323,7 +323,7 @@ class Renderer:
             self._ended("uncommitted")
             return
         self._room.publish(released.wakeups)
-        self._room.metrics.released(end.reason.value)
+        self._room.metrics.released(end.reason)
         self._ended("released")
         log.warning(
             "job released",
