@@ -25,8 +25,10 @@ from overpaint_producer import children, services
 from overpaint_producer.children import Child
 from overpaint_producer.client import Farm
 from overpaint_shared.errors import MissingExtraError, ServiceError, SettingsError
+from overpaint_shared.ledger.states import JobState
 from overpaint_shared.settings import Settings
 
+WORKER = "worker"
 TINY_MODEL = "tiny"
 TINY_BUILDER = "overpaint_worker.engine.tiny_weights"
 TINY_STAMP = "built-by"
@@ -83,6 +85,8 @@ class LocalFarm:
     died: Child | None = field(default=None, init=False)
     """The part that ended by itself, if one did: the main thread was interrupted then."""
     flower_password: str = field(default_factory=lambda: secrets.token_urlsafe(12), init=False, repr=False)
+    # A record of the worker before this one may still be there, so each has a name of its own.
+    _worker_name: str = field(default_factory=lambda: f"local-{secrets.token_hex(3)}", init=False)
     _lock: int = field(default=-1, init=False)
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
 
@@ -165,7 +169,7 @@ class LocalFarm:
         return registry
 
     def _worker(self, registry: Path) -> None:
-        name = f"local-{secrets.token_hex(3)}"  # a record of the worker before this one may still be there
+        name = self._worker_name
         argv = [_script("overpaint-worker"), "--device", self.plan.device, "--registry", str(registry)]
         argv += ["--slots", str(self.plan.slots), "--grace", str(GRACE_S), "--config", str(self.config)]
         if self.plan.device == "cpu":
@@ -175,7 +179,7 @@ class LocalFarm:
             argv += ["--name", name]
         child = children.start("worker", argv, log=self._log("worker"))
         where = f"{self.plan.device}, {self.plan.slots} slots, models of {self.shown(registry)}"
-        self._add(Part(name="worker", where=where, child=child))
+        self._add(Part(name=WORKER, where=where, child=child))
         with Farm(self.settings) as farm:
             known = {record.id for record in farm.workers() if not record.name.startswith(name)}
             children.wait_ready(
@@ -245,15 +249,41 @@ class LocalFarm:
         """Stop what was started, the last first, and let go of the folder. May be called twice."""
         self._stopping.set()
         while self.parts:
-            part = self.parts.pop()
+            part = self.parts[-1]  # it stays there to be hurried or killed
             if part.child is not None:
                 if part.child.alive:
-                    self.say(f"stopping {part.name}")
+                    self.say(f"stopping {part.name}{self._waiting_for() if part.name == WORKER else ''}")
                 part.child.stop(timeout_s=GRACE_S + 10)
+            self.parts.pop()
         if self._lock >= 0:
             self.config.unlink(missing_ok=True)  # nobody is there to be found
             os.close(self._lock)
             self._lock = -1
+
+    def _waiting_for(self) -> str:
+        """What keeps the worker when it is asked to stop, and how to hurry it; nothing if it is idle."""
+        try:
+            with self.connect() as farm:
+                running = farm.jobs(state={JobState.RUNNING, JobState.CANCELLING})
+        except ServiceError:  # Redis is gone
+            return ""
+        ours = "" if self.plan.device == "all" else self._worker_name  # many workers name themselves
+        count = sum((record.worker_name or "").startswith(ours) for record in running)
+        if not count:
+            return ""
+        jobs = "1 job" if count == 1 else f"{count} jobs"
+        return (
+            f": it gets {GRACE_S} s to finish {jobs}, and gives back to the queue what is not done then. "
+            "Ctrl-C again: gives back at once"
+        )
+
+    def hurry(self) -> None:
+        """Have the worker give back at once what it renders; if there is no worker, end everything."""
+        for part in self.parts:
+            if part.name == WORKER and part.child is not None and part.child.alive:
+                part.child.process.terminate()  # a worker's second signal; docs/worker.md
+                return
+        self.kill()
 
     def kill(self) -> None:
         """End everything at once."""

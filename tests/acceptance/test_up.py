@@ -10,6 +10,7 @@ import sysconfig
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.error import HTTPError
 
@@ -20,8 +21,9 @@ import redis
 from PIL import Image, ImageChops, ImageStat
 
 from overpaint_producer.demo import SOURCE
-from overpaint_producer.local import TINY_STAMP, tiny_stamp
+from overpaint_producer.local import GRACE_S, TINY_STAMP, tiny_stamp
 from overpaint_producer.services import RedisService, S3Service, start_s3
+from tests.waiting import wait_until
 
 OVERPAINT = str(Path(sysconfig.get_path("scripts")) / "overpaint")
 LEAVE_S = 60
@@ -125,6 +127,11 @@ def typed(folder: Path, environment: Environment, *arguments: str) -> "subproces
     )
 
 
+def moment(line: str) -> datetime:
+    """When a line was logged."""
+    return datetime.fromisoformat(line.split(maxsplit=1)[0])
+
+
 def difference(one: Image.Image, other: Image.Image) -> float:
     """Mean absolute difference of two RGB pictures, 8-bit levels."""
     return sum(ImageStat.Stat(ImageChops.difference(one, other)).mean) / 3
@@ -197,6 +204,33 @@ def test_a_running_farm_is_found_by_other_commands_and_refuses_a_second_one(
             line.removeprefix("stopping ") for line in up.said.splitlines() if line.startswith("stopping")
         ]
         assert stops == ["Flower", "worker", "S3", "Redis"]
+
+
+def test_stopping_says_what_it_waits_for_and_a_second_ctrl_c_gives_it_back(
+    folder: Path, servers_given: Environment
+) -> None:
+    Image.new("RGB", (256, 256), "teal").save(folder / "photo.png")
+    long = {"version": 1, "model": "tiny", "source": {"image": "photo.png"}, "method": {"kind": "img2img"}}
+    (folder / "job.json").write_text(json.dumps(long | {"sampling": {"steps": 1000, "seed": 1}}))
+
+    def shown(*words: str) -> dict:
+        return json.loads(typed(folder, servers_given, *words, "--json").stdout)
+
+    with started(folder, servers_given, "--no-demo") as up:
+        submitted = shown("submit", "job.json")["id"]
+        wait_until(lambda: shown("status", submitted)["step"], 60)
+        up.process.send_signal(signal.SIGINT)
+        wait_until(lambda: "stopping worker" in up.said, 30)
+        assert "10 s to finish 1 job, and gives back" in up.said
+        assert "Ctrl-C again" in up.said
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(LEAVE_S) == 0, up.said
+        assert up.left() == []
+    record = shown("status", submitted)
+    assert (record["state"], record["crashes"], record["lost_hosts"]) == ("queued", 0, 0)
+    log = (folder / "overpaint-data" / "logs" / "worker.log").read_text()
+    drained = [moment(line) for line in log.splitlines() if "draining" in line or "releasing" in line]
+    assert drained[1] - drained[0] < timedelta(seconds=GRACE_S)
 
 
 def test_servers_that_are_given_are_used_and_left_running(

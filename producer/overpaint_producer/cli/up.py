@@ -89,22 +89,24 @@ def up(context: Context, /, *, as_json: bool, once: bool, no_demo: bool, **optio
 
 
 class _Signals:
-    """The first SIGINT, SIGTERM or SIGHUP stops in order; any more end it at once."""
+    """The first SIGINT, SIGTERM or SIGHUP stops in order, the second hurries, any more end all at once."""
 
     def __init__(self, farm: "LocalFarm") -> None:
         self._farm = farm
-        self._asked = False
+        self._asked = 0
 
     def install(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._handle)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        if self._asked:
+        self._asked += 1
+        if self._asked == 1:
+            raise KeyboardInterrupt
+        if self._asked == 2:
+            self._farm.hurry()
+        else:
             self._farm.kill()
-            return
-        self._asked = True
-        raise KeyboardInterrupt
 
 
 def _demo(farm: "LocalFarm", *, as_json: bool) -> None:
