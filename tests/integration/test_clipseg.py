@@ -15,14 +15,13 @@ from overpaint_shared.errors import MaskError, ModelLoadError
 from overpaint_worker import protocol as p
 from overpaint_worker.engine.clipseg import maps, model
 from overpaint_worker.engine.clipseg.store import SegmenterStore
-from overpaint_worker.engine.families.clip import END, START, tokenize
+from overpaint_worker.engine.families.vocabulary import clip
 from overpaint_worker.engine.families.weights import HashCache
 from overpaint_worker.registry import Registry
 from tests import segmenters
-from tests.rendering import INPUTS, img2img, kitchen, pixels, render, request
+from tests.rendering import DEVICE, INPUTS, img2img, kitchen, pixels, render, request
 from tests.unit.pictures import WIDE, gamma_curve, matrix_icc
 
-CPU = torch.device("cpu")
 WORDS = {"from": "clipseg", "text": "the hat", "threshold": 0.97, "blur": 0.8, "dilation_factor": 1}
 
 
@@ -37,7 +36,7 @@ def registry(tmp_path_factory, folder, tiny_registry):
 
 
 def store(tmp_path, folder):
-    return SegmenterStore(Registry.load(segmenters.registry(tmp_path, folder)), CPU)
+    return SegmenterStore(Registry.load(segmenters.registry(tmp_path, folder)), DEVICE)
 
 
 def test_the_networks_answer_is_transformers_own(tmp_path, folder):
@@ -47,7 +46,7 @@ def test_the_networks_answer_is_transformers_own(tmp_path, folder):
     seen = Image.fromarray((picture.numpy() * np.float32(255)).astype(np.uint8))
     small = np.asarray(seen.resize((64, 64), Image.Resampling.BILINEAR)).astype(np.float32) / 255
     normal = (small - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
-    ids = [START, *tokenize("the hat"), END]
+    ids = [49406, *clip().tokenize("the hat"), 49407]
     network = CLIPSegForImageSegmentation.from_pretrained(folder).eval()
     with torch.inference_mode():
         want = network(  # what follows the end, and the mask that hides it, must not matter
@@ -133,18 +132,6 @@ def test_a_weight_that_is_missing_is_refused_when_it_is_loaded(tmp_path, folder)
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelLoadError, match="film_mul"):
         store(tmp_path, copy).get("clipseg")
-
-
-def test_its_own_tokenizer_is_used_where_it_ships_one(tmp_path, folder):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    own = Tokenizer(models.WordLevel({"<|startoftext|>": 0, "<|endoftext|>": 9, "hat": 5, "?": 1}, "?"))
-    own.pre_tokenizer = pre_tokenizers.Whitespace()
-    own.save(str(copy / "tokenizer.json"))
-    segmenter = store(tmp_path, copy).get("clipseg")
-    assert segmenter._ids("hat hat", "mask") == [0, 5, 5] + [9] * 74
 
 
 def job(mask=None, *, method="latent_noise_mask", **more):
@@ -297,7 +284,7 @@ def test_the_engine_announces_its_segmenters(registry):
     from overpaint_worker.engine.assemble import build, ready
     from overpaint_worker.engine.options import EngineOptions
 
-    options = EngineOptions(fd=-1, registry=registry)
+    options = EngineOptions(fd=-1, registry=registry, device=str(DEVICE))
     conductor = build(options, lambda _: None)
     said = ready(conductor, options)
     conductor.close()

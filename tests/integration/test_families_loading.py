@@ -18,8 +18,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from overpaint_shared.errors import ModelLoadError, UnsupportedError
 from overpaint_worker.engine.families import family, finish
-from overpaint_worker.engine.families.loading import CONFIGS, config_folder, survey
 from overpaint_worker.engine.families.sd import LAYOUT, SdFamily, SdModel, compute_dtype
+from overpaint_worker.engine.families.survey import CONFIGS, config_folder, survey
 from overpaint_worker.engine.families.weights import HashCache, Header, TensorInfo, read_header
 from overpaint_worker.registry import ModelEntry, Registry
 
@@ -369,7 +369,7 @@ def test_half_precision_files_are_found_where_there_are_no_others(folder: Path) 
 
     found = survey(entry(folder), LAYOUT)
 
-    assert set(found.variants.values()) == {"fp16"}
+    assert {files.variant for files in found.folders.values()} == {"fp16"}
     SdFamily().load(entry(folder), "cpu")
 
 

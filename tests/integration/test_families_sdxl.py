@@ -20,15 +20,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from overpaint_shared.errors import ModelLoadError, UnsupportedError
 from overpaint_shared.spec.sampling import ModelDefaults
 from overpaint_worker.engine.families import FAMILIES, family, finish
-from overpaint_worker.engine.families.clip import TOKENIZER_FILE, tokenize
-from overpaint_worker.engine.families.loading import CONFIGS, config_folder
 from overpaint_worker.engine.families.lora import read_lora
 from overpaint_worker.engine.families.sdxl import LAYOUT, SdxlFamily, SdxlModel
+from overpaint_worker.engine.families.survey import CONFIGS, config_folder
+from overpaint_worker.engine.families.vocabulary import TOKENIZER_FILE, clip
 from overpaint_worker.engine.families.weights import HashCache, Header, TensorInfo
 from overpaint_worker.registry import LoraEntry, ModelEntry, Registry
 from tests.weights_sdxl import original_names
 
 START, END = 49406, 49407
+tokenize = clip().tokenize
 SCALING = 0.13025
 SIGMAS = torch.tensor([14.61464, 3.0, 0.4])
 TIMES = torch.tensor([999, 673, 125])

@@ -11,12 +11,12 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from overpaint_worker.engine.families.clip import tokenize
+from overpaint_worker.engine.families.vocabulary import clip
 from overpaint_worker.engine.limits import FixedLimits
 from overpaint_worker.engine.loop import Loop
 from overpaint_worker.engine.sampler import SAMPLERS
 from overpaint_worker.engine.trajectory import Trajectory
-from tests.rendering import INPUTS, house, img2img, pixels, render, request
+from tests.rendering import DEVICE, INPUTS, house, img2img, pixels, render, request
 
 SCALING = 0.13025
 MASK = {"from": "image", "image": "mask64.png", "channel": "red"}
@@ -73,8 +73,9 @@ def trajectory(job, model, prompt, seed):
     """Four guided steps on a latent of 8 x 8 cells: the same shape in every family."""
     sigmas = model.space.sigmas("normal", 4, 1.0)
     return Trajectory(
-        job=job, model=model, sampler=SAMPLERS["euler"], sigmas=sigmas, z0=torch.zeros(1, 4, 8, 8), seed=seed,
-        positive=model.condition(prompt), negative=model.condition(""), cfg=5.0,
+        job=job, model=model, sampler=SAMPLERS["euler"], sigmas=sigmas,
+        z0=torch.zeros(1, 4, 8, 8, device=DEVICE), seed=seed, positive=model.condition(prompt),
+        negative=model.condition(""), cfg=5.0,
     )  # fmt: skip
 
 
@@ -113,7 +114,7 @@ def told(root, prompt):
     """Text and pooled text of a prompt of one block."""
     first = CLIPTextModel.from_pretrained(root, subfolder="text_encoder").eval()
     second = CLIPTextModelWithProjection.from_pretrained(root, subfolder="text_encoder_2").eval()
-    ids = tokenize(prompt)
+    ids = clip().tokenize(prompt)
     left, right = (
         encoder(
             input_ids=torch.tensor([[49406, *ids, 49407, *[pad] * (75 - len(ids))]]),

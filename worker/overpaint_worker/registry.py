@@ -82,6 +82,8 @@ class ModelEntry(Entry):
     family: FamilyName
     config: Annotated[str, Field(min_length=1)] | None = None
     """For single files: a shipped configuration, or a folder of JSON. None: told by the weights' shapes."""
+    unet: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """A diffusers UNet's folder, whose UNet takes the place of the checkpoint's own."""
     prediction: Prediction | None = None
     """What the denoiser predicts. None: as the model's own files say."""
     dtype: DtypeName = "auto"
@@ -90,6 +92,11 @@ class ModelEntry(Entry):
     """float16: the text encoder's weights are rounded to half, and still computed with in float32."""
     defaults: ModelDefaults = ModelDefaults()
     """For specs that leave these out."""
+
+    @property
+    def unet_path(self) -> Path | None:
+        """`unet` as a place on this machine."""
+        return None if self.unet is None else self.base / Path(self.unet).expanduser()
 
 
 class ControlnetEntry(Entry):
@@ -109,6 +116,7 @@ class VaeEntry(Entry):
 
     family: FamilyName = "sd"
     config: Annotated[str, Field(min_length=1)] | None = None
+    dtype: DtypeName = "auto"
 
 
 class LoraEntry(Entry):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,17 +10,22 @@ from typing import Any, Final
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
 
 from overpaint_shared.catalogue import ModelTraits
 from overpaint_shared.errors import MaskError, ModelLoadError
 from overpaint_worker.engine.clipseg.maps import eight_bits
-from overpaint_worker.engine.families.clip import TOKENIZER_FILE, VOCABULARY
-from overpaint_worker.engine.families.weights import HashCache, locate, part_files, read_header, read_json
+from overpaint_worker.engine.families.loading import quiet
+from overpaint_worker.engine.families.vocabulary import Vocabulary, vocabulary_of
+from overpaint_worker.engine.families.weights import (
+    HashCache,
+    checked_digest,
+    locate,
+    part_files,
+    read_header,
+    read_json,
+)  # fmt: skip
 from overpaint_worker.registry import SegmenterEntry
 
-START: Final = "<|startoftext|>"
-END: Final = "<|endoftext|>"
 LENGTH: Final = 77
 """Tokens that CLIP's text encoder takes."""
 ARCHITECTURE: Final = "clipseg"
@@ -36,11 +39,9 @@ class Segmenter:
     traits: ModelTraits
     _network: Any
     _processor: Any
-    _tokenizer: Tokenizer
+    _vocabulary: Vocabulary
     _length: int
     """Tokens that the text encoder takes, start and end included."""
-    _start: int
-    _end: int
 
     def logits(self, picture: torch.Tensor, text: str, field: str = "mask") -> torch.Tensor:
         """How sure it is of each cell of its own map, float32 [h, w] on the CPU.
@@ -59,51 +60,50 @@ class Segmenter:
 
     def _ids(self, text: str, field: str) -> list[int]:
         """Start, the words, and the end, repeated to fill what the text encoder takes."""
-        words = self._tokenizer.encode(text, add_special_tokens=False).ids
+        words, marks = self._vocabulary.tokenize(text), self._vocabulary.marks
         if len(words) > self._length - 2:
             raise MaskError(
                 f"the text has {len(words)} tokens, and the segmenter takes {self._length - 2}",
                 field=f"{field}.text", value=text, fix="use fewer words, or combine several masks",
             )  # fmt: skip
-        return [self._start, *words] + [self._end] * (self._length - 1 - len(words))
+        return [marks.start, *words] + [marks.end] * (self._length - 1 - len(words))
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """What a CLIPSeg's folder holds."""
+
+    root: Path
+    config: Mapping[str, Any]
+    """Of its text encoder."""
+    files: Mapping[str, Path]
+    """Its weights, and its tokenizer where that is its own, by name."""
+    variant: str | None
+    vocabulary: Vocabulary
 
 
 def inspect(entry: SegmenterEntry, hashes: HashCache) -> ModelTraits:
     """What it is, from headers and configurations alone.
 
-    Raises `ModelLoadError`: something is missing, damaged, a pickle, or no CLIPSeg.
+    Raises `ModelLoadError`: something is missing, damaged, a pickle, no CLIPSeg, or of another sha256.
     """
-    root = _folder(entry)
-    kind = read_json(root / "config.json", entry).get("model_type")
-    if kind != ARCHITECTURE:
-        raise _error(entry, f"it is of the kind {kind!r}", "name a CLIPSeg model's folder")
-    read_json(root / "preprocessor_config.json", entry)
-    files = part_files(root, ".", "model", entry).files
-    if not any(_OWN_TENSOR in read_header(path, entry).tensors for path in files):
-        raise _error(entry, f"it has no {_OWN_TENSOR}", "fetch the model again")
-    digest = hashes.digest({path.name: path for path in files})
-    _tokenizer(entry, root, read_json(root / "config.json", entry))
-    return ModelTraits(name=entry.name, kind="segmenter", family=ARCHITECTURE, sha256=digest)
+    return _traits(_survey(entry), entry, hashes)
 
 
 def load(entry: SegmenterEntry, device: torch.device, hashes: HashCache) -> Segmenter:
-    """Read it onto a device. Raises `ModelLoadError`, also where the weights' digest is not the entry's."""
+    """Read it onto a device. Raises `ModelLoadError`: as `inspect`, or its weights do not fit."""
     from transformers.models.clipseg.modeling_clipseg import CLIPSegForImageSegmentation
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    traits, root = inspect(entry, hashes), _folder(entry)
-    if entry.sha256 is not None and traits.sha256 != entry.sha256:
-        raise _error(
-            entry, f"its digest is {traits.sha256}", "fetch the model again, or correct it", "sha256"
-        )
-    config = read_json(root / "config.json", entry)
+    found = _survey(entry)
+    traits = _traits(found, entry, hashes)
     try:
-        with _quiet():
+        with quiet():
             loaded: Any = CLIPSegForImageSegmentation.from_pretrained(
-                str(root), local_files_only=True, use_safetensors=True, output_loading_info=True,
-                dtype=torch.float32,
+                str(found.root), local_files_only=True, use_safetensors=True, output_loading_info=True,
+                variant=found.variant, dtype=torch.float32,
             )  # fmt: skip
-            processor = ViTImageProcessorPil.from_pretrained(str(root), local_files_only=True)
+            processor = ViTImageProcessorPil.from_pretrained(str(found.root), local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as cause:
         message = f"the weights do not fit their configuration: {cause}"
         raise _error(entry, message, "fetch the model again") from cause
@@ -111,53 +111,31 @@ def load(entry: SegmenterEntry, device: torch.device, hashes: HashCache) -> Segm
     if missing := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
         raise _error(entry, f"weights are missing: {missing[0]}", "fetch the model again")
     network.requires_grad_(requires_grad=False).eval()
-    length = int(config.get("text_config", {}).get("max_position_embeddings", LENGTH))
-    tokenizer = _tokenizer(entry, root, config)
-    start, end = (tokenizer.token_to_id(mark) or 0 for mark in (START, END))
-    return Segmenter(traits, network.to(device), processor, tokenizer, length, start, end)
+    length = int(found.config.get("max_position_embeddings", LENGTH))
+    return Segmenter(traits, network.to(device), processor, found.vocabulary, length)
 
 
-def _folder(entry: SegmenterEntry) -> Path:
+def _survey(entry: SegmenterEntry) -> _Folder:
     root = locate(entry)
     if not root.is_dir():
         raise _error(entry, "a segmenter is a folder", "name the folder with config.json")
-    return root
+    config = read_json(root / "config.json", entry)
+    if (kind := config.get("model_type")) != ARCHITECTURE:
+        raise _error(entry, f"it is of the kind {kind!r}", "name a CLIPSeg model's folder")
+    read_json(root / "preprocessor_config.json", entry)
+    part = part_files(root, "model", entry)
+    if not any(_OWN_TENSOR in read_header(path, entry).tensors for path in part.files):
+        raise _error(entry, f"it has no {_OWN_TENSOR}", "fetch the model again")
+    text = config.get("text_config") or {}
+    vocabulary = vocabulary_of(entry, root / "tokenizer.json", text)
+    own = [vocabulary.file] if vocabulary.file else []
+    return _Folder(root, text, {path.name: path for path in (*part.files, *own)}, part.variant, vocabulary)
 
 
-def _tokenizer(entry: SegmenterEntry, root: Path, config: dict[str, Any]) -> Tokenizer:
-    """The folder's own `tokenizer.json`, or CLIP's, which is shipped, if the vocabulary is CLIP's."""
-    own = root / "tokenizer.json"
-    size = int(config.get("text_config", {}).get("vocab_size", VOCABULARY))
-    if not own.is_file() and size != VOCABULARY:
-        raise _error(
-            entry, f"its vocabulary of {size} is not CLIP's, and it has no tokenizer.json", "add that file"
-        )
-    try:
-        loaded = Tokenizer.from_file(str(own if own.is_file() else TOKENIZER_FILE))
-    except Exception as cause:  # the library raises plain exceptions
-        raise _error(entry, f"tokenizer.json cannot be read: {cause}", "fetch it again") from cause
-    if None in (loaded.token_to_id(START), loaded.token_to_id(END)) or loaded.get_vocab_size() > size:
-        raise _error(entry, "tokenizer.json is not for this model", "fetch both again")
-    loaded.no_truncation()
-    loaded.no_padding()
-    return loaded
+def _traits(found: _Folder, entry: SegmenterEntry, hashes: HashCache) -> ModelTraits:
+    digest = checked_digest(hashes, entry, found.files, single=False)
+    return ModelTraits(name=entry.name, kind="segmenter", family=ARCHITECTURE, sha256=digest)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the loader's progress bar and advice."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _error(entry: SegmenterEntry, message: str, fix: str, key: str = "path") -> ModelLoadError:
-    value = getattr(entry, key)
-    return ModelLoadError(f"{entry.name}: {message}", field=entry.field(key), value=value, fix=fix)
+def _error(entry: SegmenterEntry, message: str, fix: str) -> ModelLoadError:
+    return ModelLoadError(f"{entry.name}: {message}", field=entry.field("path"), value=entry.path, fix=fix)

@@ -8,9 +8,7 @@ end. A weight moves a token's state away from the empty prompt's state at the sa
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,45 +16,23 @@ from torch.nn import Module
 
 from overpaint_shared.errors import UnsupportedError
 from overpaint_worker.engine.families.conditioning import POOLED, TEXT, Conditioning, ConditioningCache
-from overpaint_worker.engine.families.prompt import Block, Marks, blocks
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-TOKENIZER_FILE: Final = Path(__file__).parent / "clip-tokenizer" / "tokenizer.json"
-VOCABULARY: Final = 49_408
-START: Final = 49_406
-END: Final = 49_407
-
-
-@cache
-def tokenizer() -> Tokenizer:
-    """CLIP's byte-pair tokenizer, shipped with the worker: the same for every encoder of these families."""
-    from tokenizers import Tokenizer
-
-    loaded = Tokenizer.from_file(str(TOKENIZER_FILE))
-    loaded.no_truncation()
-    loaded.no_padding()
-    return loaded
-
-
-def tokenize(text: str) -> list[int]:
-    """Ids of the words, without start and end."""
-    ids: list[int] = tokenizer().encode(text, add_special_tokens=False).ids
-    return ids
+from overpaint_worker.engine.families.prompt import Block, blocks
+from overpaint_worker.engine.families.vocabulary import Vocabulary
 
 
 class ClipEncoder:
-    """One text encoder on one device.
+    """One text encoder on one device, and the vocabulary that it was trained on.
 
     `penultimate`: its states are those before the last layer, without the final norm, as SDXL wants them.
     """
 
-    def __init__(self, encoder: Module, device: torch.device, *, penultimate: bool = False) -> None:
+    def __init__(
+        self, encoder: Module, vocabulary: Vocabulary, device: torch.device, *, penultimate: bool = False
+    ) -> None:
         self._encoder: Any = encoder
         self._device = device
         self._penultimate = penultimate
-        self._marks = Marks(START, END, _pad(self._encoder.config))
+        self._vocabulary = vocabulary
 
     @property
     def layers(self) -> int:
@@ -68,12 +44,15 @@ class ClipEncoder:
 
         Weights act on the states alone.
         """
-        read = blocks(prompt, tokenize, self._marks)
+        read = self._blocks(prompt)
         states, pooled = self._states(read, clip_skip)
         if any(weight != 1 for block in read for weight in block.weights):
-            empty, _ = self._states(blocks("", tokenize, self._marks), clip_skip)
+            empty, _ = self._states(self._blocks(""), clip_skip)
             states = _weighted(states, empty, read)
         return states.reshape(1, -1, states.shape[-1]), None if pooled is None else pooled[:1]
+
+    def _blocks(self, prompt: str) -> list[Block]:
+        return blocks(prompt, self._vocabulary.tokenize, self._vocabulary.marks)
 
     def _states(self, read: list[Block], clip_skip: int) -> tuple[Tensor, Tensor | None]:
         """[blocks, 77, D] and [blocks, P]."""
@@ -128,11 +107,3 @@ def _weighted(states: Tensor, empty: Tensor, read: list[Block]) -> Tensor:
     """Tokens of weight 1 keep their bits."""
     weights = torch.tensor([block.weights for block in read], device=states.device).unsqueeze(-1)
     return torch.where(weights == 1, states, (states - empty) * weights + empty)
-
-
-def _pad(config: Any) -> int:
-    """OpenCLIP encoders (SD 2) were trained with zeros after the end, CLIP-L (SD 1) with the end repeated.
-
-    Their configurations name the wrong padding more often than not; the activation tells the two apart.
-    """
-    return 0 if config.hidden_act == "gelu" else END

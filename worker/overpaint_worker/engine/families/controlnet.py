@@ -15,7 +15,8 @@ from torch.nn import Module
 from overpaint_shared.errors import ModelLoadError
 from overpaint_worker.engine.families import Residuals
 from overpaint_worker.engine.families.conditioning import network_options
-from overpaint_worker.engine.families.loading import named_config, place, quiet
+from overpaint_worker.engine.families.loading import place, quiet
+from overpaint_worker.engine.families.survey import named_config
 from overpaint_worker.engine.families.weights import Header, locate, part_files, read_header, read_json
 from overpaint_worker.registry import ControlnetEntry
 
@@ -94,7 +95,7 @@ def survey_controlnet(entry: ControlnetEntry) -> ControlnetFiles:
         width = _context_width(entry, [header])
         pooled = root.stem.removesuffix("_fp16").endswith("_shuffle")
         return ControlnetFiles(entry, {root.name: root}, True, width, _shipped(entry, width), pooled)
-    paths = part_files(root, "", STEM, entry).files
+    paths = part_files(root, STEM, entry).files
     width = _context_width(entry, [read_header(path, entry) for path in paths])
     config = read_json(root / "config.json", entry)
     pooled = bool(config.get("global_pool_conditions", False))

@@ -1,4 +1,4 @@
-"""Reading a checkpoint's parts, from a diffusers folder or a single file. Never asks a hub.
+"""Reading a checkpoint's networks. Never asks a hub.
 
 Both layouts go through the libraries' own loaders; what they would let pass with a warning (weights that are
 missing or of another shape) is an error here.
@@ -7,95 +7,19 @@ missing or of another shape) is an error here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch.nn import Module
 
 from overpaint_shared.errors import ModelLoadError
-from overpaint_shared.spec.fields import nearest
-from overpaint_worker.engine.families.weights import Header, locate, part_files, read_header, read_json
-from overpaint_worker.registry import ControlnetEntry, Entry, ModelEntry, Prediction, VaeEntry
-
-Configured = ModelEntry | ControlnetEntry | VaeEntry
-"""Entries that may name a configuration."""
-
-CONFIGS: Final = Path(__file__).parent / "configs"
-"""Architectures that single files are read as, shipped with the worker."""
-
-STEMS: Final = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-}
-"""A diffusers folder's parts and what their weight files are called."""
-
-_TELLING: Final = {"text_encoder_2", "text_encoder_3", "transformer"}
-"""Parts that tell families apart."""
-_FOLDER_INPUT: Final = "conv_in.weight"
-_SINGLE_INPUT: Final = "model.diffusion_model.input_blocks.0.0.weight"
-_V_MARK: Final = "v_pred"
-_ZERO_TERMINAL_MARK: Final = "ztsnr"
-"""Tensors that say by their names alone how a single file was trained."""
-_PREDICTIONS: Final[dict[str, Prediction]] = {
-    "epsilon": "epsilon",
-    "eps": "epsilon",
-    "v_prediction": "v",
-    "v": "v",
-}
-
-
-Guess = Callable[[ModelEntry, int, Prediction | None], str | None]
-"""The shipped configuration of a single file: by its entry, the width of its text, and what it says that it
-predicts. None: none fits. Raises `ModelLoadError`: the shapes alone do not tell."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How the checkpoints of a family are laid out."""
-
-    title: str
-    """For messages."""
-    prefixes: Mapping[str, str]
-    """The parts, and how the names of their tensors begin in a single file."""
-    folder_context: str
-    """A weight of cross-attention, whose second dimension is the width of the text; in a folder's UNet."""
-    single_context: str
-    """The same in a single file."""
-    guess: Guess
-    careful_vae: bool = False
-    """Its VAE overflows in float16, so there it computes in float32, unless `force_upcast` is off."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """What headers and configurations tell of a checkpoint."""
-
-    entry: ModelEntry
-    layout: Layout
-    root: Path
-    """The diffusers folder, or the single file."""
-    config: Path
-    """The folder of JSON configurations: the diffusers folder itself, or what a single file is read as."""
-    files: Mapping[str, Path]
-    """Every weight file, by its name relative to the model."""
-    variants: Mapping[str, str | None]
-    """For each part of a folder, the variant of its weight files."""
-    in_channels: int
-    context_width: int
-    """Width of the text features that cross-attention reads."""
-    prediction: Prediction
-    scheduler: Mapping[str, Any]
-
-    @property
-    def single(self) -> bool:
-        """Whether it is one file."""
-        return self.root.is_file()
+from overpaint_worker.engine.families.survey import Checkpoint
+from overpaint_worker.engine.families.vocabulary import Vocabulary
+from overpaint_worker.engine.families.weights import read_json
+from overpaint_worker.registry import ModelEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +32,8 @@ class Parts:
     """`AutoencoderKL`"""
     text_encoder: Module
     """`CLIPTextModel`"""
+    vocabularies: tuple[Vocabulary, ...]
+    """Of the text encoders, in order."""
     text_encoder_2: Module | None = None
     """`CLIPTextModelWithProjection`"""
 
@@ -115,120 +41,6 @@ class Parts:
     def text_encoders(self) -> list[Module]:
         """In the order in which their states are joined."""
         return [each for each in (self.text_encoder, self.text_encoder_2) if each is not None]
-
-
-def survey(entry: ModelEntry, layout: Layout) -> Checkpoint:
-    """Read the headers and configurations.
-
-    Raises `ModelLoadError`: something is missing, damaged, a pickle, or of another family.
-    """
-    root = locate(entry)
-    return (_survey_file if root.is_file() else _survey_folder)(entry, layout, root)
-
-
-def _survey_folder(entry: ModelEntry, layout: Layout, root: Path) -> Checkpoint:
-    if any((root / part).exists() != (part in layout.prefixes) for part in _TELLING):
-        raise _error(entry, f"this is no {layout.title} model", "name its own family", "family")
-    found = {part: part_files(root, part, STEMS[part], entry) for part in layout.prefixes}
-    headers = {path: read_header(path, entry) for files in found.values() for path in files.files}
-    unet = [headers[path] for path in found["unet"].files]
-    scheduler = read_json(root / "scheduler" / "scheduler_config.json", entry)
-    return Checkpoint(
-        entry=entry,
-        layout=layout,
-        root=root,
-        config=root,
-        files={path.relative_to(root).as_posix(): path for path in headers},
-        variants={part: files.variant for part, files in found.items()},
-        in_channels=_width(entry, unet, _FOLDER_INPUT),
-        context_width=_width(entry, unet, layout.folder_context),
-        prediction=_prediction(entry, scheduler),
-        scheduler=scheduler,
-    )
-
-
-def _width(entry: ModelEntry, headers: Iterable[Header], name: str) -> int:
-    """What a layer takes in: the second number of its weight's shape."""
-    for header in headers:
-        if name in header.tensors and len(header.tensors[name].shape) > 1:
-            return header.tensors[name].shape[1]
-    raise _error(entry, f"its UNet has no {name}", "name its own family, or fetch the model again")
-
-
-def _survey_file(entry: ModelEntry, layout: Layout, path: Path) -> Checkpoint:
-    header = read_header(path, entry)
-    for part, prefix in layout.prefixes.items():
-        if not any(name.startswith(prefix) for name in header.tensors):
-            fix = "use a whole checkpoint, or name its own family"
-            raise _error(entry, f"{path.name} holds no {part} of {layout.title}", fix)
-    config = config_folder(entry, layout, header)
-    scheduler = read_json(config / "scheduler" / "scheduler_config.json", entry)
-    if _ZERO_TERMINAL_MARK in header.tensors:
-        scheduler["rescale_betas_zero_snr"] = True
-    return Checkpoint(
-        entry=entry,
-        layout=layout,
-        root=path,
-        config=config,
-        files={path.name: path},
-        variants={},
-        in_channels=_width(entry, [header], _SINGLE_INPUT),
-        context_width=_width(entry, [header], layout.single_context),
-        prediction=_prediction(entry, scheduler, _told(header)),
-        scheduler=scheduler,
-    )
-
-
-def config_folder(entry: ModelEntry, layout: Layout, header: Header) -> Path:
-    """The JSON configurations that a single file is read as: a shipped one by name, or a folder.
-
-    Raises `ModelLoadError`: there is no such configuration, or none is named and the shapes fit none.
-    """
-    if entry.config is not None:
-        return named_config(entry, None)
-    width = _width(entry, [header], layout.single_context)
-    return named_config(entry, layout.guess(entry, width, _told(header)))
-
-
-def named_config(entry: Configured, guess: str | None) -> Path:
-    """The folder that `config` names; where it names none, the shipped one called `guess`.
-
-    Raises `ModelLoadError`: there is none of that name, or neither a name nor a guess.
-    """
-    shipped = {path.name: path for path in sorted(CONFIGS.iterdir()) if path.is_dir()}
-    if entry.config is None:
-        if guess in shipped:
-            return shipped[guess]
-        message = "its shapes fit no shipped configuration"
-        raise _error(entry, message, "name a folder of JSON by `config`", "config")
-    folder = entry.base / Path(entry.config).expanduser()
-    if entry.config not in shipped and not folder.is_dir():
-        close = nearest(entry.config, shipped)
-        hint = f"did you mean {close!r}? " if close else ""
-        fix = f"{hint}use one of {', '.join(shipped)}, or a folder with unet, vae, text_encoder and scheduler"
-        raise _error(entry, f"there is no configuration {entry.config!r}", fix, "config")
-    return shipped.get(entry.config, folder)
-
-
-def _told(header: Header) -> Prediction | None:
-    """What a single file says that it predicts: in its metadata or, as SDXL files do, by an empty tensor."""
-    said = _PREDICTIONS.get(header.metadata.get("modelspec.prediction_type", ""))
-    return said or ("v" if _V_MARK in header.tensors else None)
-
-
-def _prediction(
-    entry: ModelEntry, scheduler: Mapping[str, Any], told: Prediction | None = None
-) -> Prediction:
-    """The registry's word, else the file's own, else the configuration's."""
-    said = entry.prediction or told
-    if said is not None:
-        return said
-    name = str(scheduler.get("prediction_type", "epsilon"))
-    if name not in _PREDICTIONS:
-        raise _error(
-            entry, f"it predicts {name!r}", "only epsilon and v models can be rendered", "prediction"
-        )
-    return _PREDICTIONS[name]
 
 
 def read_parts(found: Checkpoint, dtype: torch.dtype) -> Parts:
@@ -250,7 +62,7 @@ def read_parts(found: Checkpoint, dtype: torch.dtype) -> Parts:
     return parts
 
 
-def _refuse(entry: Entry, part: str, missing: list[str]) -> None:
+def _refuse(entry: ModelEntry, part: str, missing: list[str]) -> None:
     if missing:
         names = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
         raise _error(entry, f"weights of the {part} are missing: {names}", "fetch the model again")
@@ -276,21 +88,23 @@ def _kinds() -> dict[str, Any]:
 
 
 def _from_folder(found: Checkpoint, dtype: torch.dtype) -> Parts:
-    kinds = _kinds()
-
-    def load(part: str, **dtype_option: torch.dtype) -> Any:
-        network, info = kinds[part].from_pretrained(
-            str(found.root), subfolder=part, variant=found.variants[part], use_safetensors=True,
-            local_files_only=True, output_loading_info=True, **dtype_option,
-        )  # fmt: skip
-        _refuse(found.entry, part, sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])))
-        return network
-
     return Parts(
-        unet=load("unet", torch_dtype=dtype),
-        vae=load("vae", torch_dtype=_vae_dtype(found, dtype)),
-        **{part: load(part, dtype=torch.float32) for part in _text_parts(found)},
+        unet=_load(found, "unet", torch_dtype=dtype),
+        vae=_load(found, "vae", torch_dtype=_vae_dtype(found, dtype)),
+        vocabularies=tuple(found.vocabularies.values()),
+        **{part: _load(found, part, dtype=torch.float32) for part in found.vocabularies},
     )
+
+
+def _load(found: Checkpoint, part: str, **dtype_option: torch.dtype) -> Any:
+    """One part, from a folder of its own."""
+    files = found.folders[part]
+    network, info = _kinds()[part].from_pretrained(
+        str(files.folder), variant=files.variant, use_safetensors=True, local_files_only=True,
+        output_loading_info=True, **dtype_option,
+    )  # fmt: skip
+    _refuse(found.entry, part, sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])))
+    return network
 
 
 def _from_file(found: Checkpoint, dtype: torch.dtype) -> Parts:
@@ -310,15 +124,16 @@ def _from_file(found: Checkpoint, dtype: torch.dtype) -> Parts:
             local_files_only=True,
         )  # fmt: skip
 
+    if "unet" in found.folders:
+        unet = _load(found, "unet", torch_dtype=dtype)
+    else:
+        unet = load("unet", dtype, in_channels=found.in_channels)
     return Parts(
-        unet=load("unet", dtype, in_channels=found.in_channels),
+        unet=unet,
         vae=load("vae", _vae_dtype(found, dtype)),
-        **{part: load_text(part) for part in _text_parts(found)},
+        vocabularies=tuple(found.vocabularies.values()),
+        **{part: load_text(part) for part in found.vocabularies},
     )
-
-
-def _text_parts(found: Checkpoint) -> list[str]:
-    return [part for part in found.layout.prefixes if part.startswith("text_encoder")]
 
 
 def place(network: Module, device: torch.device) -> None:
@@ -351,6 +166,5 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _error(entry: Entry, message: str, fix: str, key: str = "path") -> ModelLoadError:
-    value = getattr(entry, key)
-    return ModelLoadError(f"{entry.name}: {message}", field=entry.field(key), value=value, fix=fix)
+def _error(entry: ModelEntry, message: str, fix: str) -> ModelLoadError:
+    return ModelLoadError(f"{entry.name}: {message}", field=entry.field("path"), value=entry.path, fix=fix)

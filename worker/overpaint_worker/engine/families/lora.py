@@ -133,7 +133,7 @@ def read_lora(entry: LoraEntry, hashes: HashCache) -> Lora:
 
 def _files(entry: LoraEntry) -> dict[str, Path]:
     root = locate(entry)
-    path = root if root.is_file() else part_files(root, "", STEM, entry).files[0]
+    path = root if root.is_file() else part_files(root, STEM, entry).files[0]
     return {path.name: path}
 
 

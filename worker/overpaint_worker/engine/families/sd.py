@@ -15,8 +15,8 @@ from torch.nn import Module
 from overpaint_shared.catalogue import ModelTraits
 from overpaint_shared.errors import ModelLoadError
 from overpaint_shared.spec.sampling import ModelDefaults
-from overpaint_worker.engine.families import Residuals, Work
-from overpaint_worker.engine.families.clip import VOCABULARY, ClipEncoder, ClipText
+from overpaint_worker.engine.families import Residuals, Work, finish
+from overpaint_worker.engine.families.clip import ClipEncoder, ClipText
 from overpaint_worker.engine.families.conditioning import Conditioning, network_options
 from overpaint_worker.engine.families.controlnet import (
     ControlNet,
@@ -24,8 +24,9 @@ from overpaint_worker.engine.families.controlnet import (
     load_controlnet,
     survey_controlnet,
 )
-from overpaint_worker.engine.families.loading import Checkpoint, Layout, Parts, place, read_parts, survey
+from overpaint_worker.engine.families.loading import Parts, place, read_parts
 from overpaint_worker.engine.families.overlay import BARE, Networks, Overlay, Uses
+from overpaint_worker.engine.families.survey import Checkpoint, Layout, survey
 from overpaint_worker.engine.families.vae import SCALE_FACTOR, Tiling, Vae
 from overpaint_worker.engine.families.vae_files import VaeFiles, load_vae, overflows, survey_vae
 from overpaint_worker.engine.families.weights import HashCache, checked_digest
@@ -39,7 +40,9 @@ KEPT_ADAPTED: Final = 4
 """Sets of LoRAs whose weights are kept; those of jobs under way are kept beyond that."""
 _ROUNDED: Final = {"text_encoder": torch.float16, "text_encoder_2": torch.float16}
 _GREY_LATENT: Final = (0.8223, -0.6876, 0.6364, 0.1380)
-"""What Stable Diffusion's own VAE makes of grey, scaled."""
+"""What Stable Diffusion's own VAE makes of grey, scaled; the reference takes it for SDXL, too."""
+_THEIR_SCALINGS: Final = (0.18215, 0.13025)
+"""The scaling factors of those VAEs; one of another factor is another VAE, and is asked."""
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -61,7 +64,6 @@ LAYOUT: Final = Layout(
         "vae": "first_stage_model.",
         "text_encoder": "cond_stage_model.",
     },
-    folder_context="down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
     single_context="model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
     guess=_guessed,
 )
@@ -88,8 +90,10 @@ class SdModel:
         self.scale_factor = SCALE_FACTOR
         self._unet: Any = parts.unet
         self._vae = Vae(parts.vae, self.device, tiling)
+        self._known_grey = cast("Any", parts.vae).config.scaling_factor in _THEIR_SCALINGS
         self._encoders = [
-            ClipEncoder(each, self.device, penultimate=self.penultimate) for each in parts.text_encoders
+            ClipEncoder(encoder, vocabulary, self.device, penultimate=self.penultimate)
+            for encoder, vocabulary in zip(parts.text_encoders, parts.vocabularies, strict=True)
         ]
         self._text = ClipText(*self._encoders)
         self._networks = Networks(_by_name(parts), _ROUNDED if half_text else {})
@@ -204,9 +208,15 @@ class SdModel:
         if self.extra_channels == 0:
             return None
         if mask is None:
-            grey = z0.new_tensor(_GREY_LATENT).view(1, -1, 1, 1).expand_as(z0)
-            return torch.cat([torch.ones_like(z0[:, :1]), grey], dim=1)
+            return torch.cat([torch.ones_like(z0[:, :1]), self._grey(z0)], dim=1)
         return torch.cat([torch.round(mask).to(z0), z0 if masked is None else masked.to(z0)], dim=1)
+
+    def _grey(self, z0: Tensor) -> Tensor:
+        """The latent of a plain grey picture, of the shape of `z0`."""
+        if self._known_grey:
+            return z0.new_tensor(_GREY_LATENT).view(1, -1, 1, 1).expand_as(z0)
+        height, width = (side * SCALE_FACTOR for side in z0.shape[-2:])
+        return finish(self._vae.encode(torch.full((1, 3, height, width), 0.5))).to(z0)
 
 
 def _by_name(parts: Parts) -> dict[str, Module]:
@@ -276,7 +286,6 @@ class SdFamily:
         self._checked_digest(found)
         where = torch.device(device)
         parts = read_parts(found, dtype or compute_dtype(entry.dtype, where))
-        _check_vocabulary(entry, parts)
         if entry.text_encoder_dtype == "float16":
             for encoder in parts.text_encoders:
                 encoder.half().float()
@@ -310,13 +319,14 @@ class SdFamily:
         found = survey_vae(entry, self.vae_config)
         self._checked_digest(found)
         where = torch.device(device)
-        dtype = compute_dtype("auto", where)
+        dtype = compute_dtype(entry.dtype, where)
         careful = dtype == torch.float16 and self.layout.careful_vae and overflows(found)
         return load_vae(found, where, torch.float32 if careful else dtype)
 
     def _checked_digest(self, found: Checkpoint | ControlnetFiles | VaeFiles) -> str:
         """Raises `ModelLoadError`: the registry pins another."""
-        return checked_digest(self._hashes, found.entry, found.files, single=found.single)
+        alone = found.single and len(found.files) == 1
+        return checked_digest(self._hashes, found.entry, found.files, single=alone)
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -348,15 +358,6 @@ def space_of(found: Checkpoint) -> DiscreteSpace:
         beta_end=float(scheduler.get("beta_end", 0.012)),
         length=int(scheduler.get("num_train_timesteps", 1000)),
     )
-
-
-def _check_vocabulary(entry: ModelEntry, parts: Parts) -> None:
-    size = min(int(cast("Any", each).config.vocab_size) for each in parts.text_encoders)
-    if size < VOCABULARY:
-        raise ModelLoadError(
-            f"{entry.name}: its text encoder knows {size} tokens, and the tokenizer {VOCABULARY}",
-            field=entry.field("path"), value=entry.path, fix="use a model with CLIP's own vocabulary",
-        )  # fmt: skip
 
 
 FAMILY: Final = SdFamily

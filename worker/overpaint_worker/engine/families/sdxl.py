@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from overpaint_worker.engine.families.loading import Layout
 from overpaint_worker.engine.families.sd import SdFamily, SdModel
+from overpaint_worker.engine.families.survey import Layout
 from overpaint_worker.registry import ModelEntry, Prediction
 
 WIDTH: Final = 2048
@@ -28,7 +28,6 @@ LAYOUT: Final = Layout(
         "text_encoder": "conditioner.embedders.0.transformer.",
         "text_encoder_2": "conditioner.embedders.1.model.",
     },
-    folder_context="down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight",
     single_context="model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight",
     guess=_guessed,
     careful_vae=True,

@@ -10,7 +10,8 @@ from typing import Any, Final
 import torch
 
 from overpaint_shared.errors import ModelLoadError
-from overpaint_worker.engine.families.loading import named_config, place, quiet
+from overpaint_worker.engine.families.loading import place, quiet
+from overpaint_worker.engine.families.survey import named_config
 from overpaint_worker.engine.families.vae import Tiling, Vae
 from overpaint_worker.engine.families.weights import locate, part_files, read_header, read_json
 from overpaint_worker.registry import VaeEntry
@@ -46,7 +47,7 @@ def survey_vae(entry: VaeEntry, shipped: str) -> VaeFiles:
     if root.is_file():
         found = VaeFiles(entry, root, {root.name: root}, None, named_config(entry, shipped))
     else:
-        part = part_files(root, "", STEM, entry)
+        part = part_files(root, STEM, entry)
         found = VaeFiles(entry, root, {path.name: path for path in part.files}, part.variant, None)
     names = {name for path in found.files.values() for name in read_header(path, entry).tensors}
     if not any(name.endswith(_ENTRANCE) for name in names):

@@ -45,8 +45,9 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class PartFiles:
-    """The weight files of one part of a diffusers folder: one file, or an index and its shards."""
+    """The weight files of one network: one file, or an index and its shards."""
 
+    folder: Path
     variant: str | None
     files: tuple[Path, ...]
 
@@ -81,8 +82,8 @@ def _cached_snapshot(entry: Entry) -> Path:
         ) from cause
 
 
-def read_header(path: Path, entry: Entry) -> Header:
-    """The header of a safetensors file.
+def read_header(path: Path, entry: Entry, key: str = "path") -> Header:
+    """The header of a safetensors file, which `key` of the entry names or holds.
 
     Raises `ModelLoadError`: the file is something else (a pickle, truncated, a Git LFS pointer).
     """
@@ -93,13 +94,14 @@ def read_header(path: Path, entry: Entry) -> Header:
         tensors = {name: TensorInfo(info["dtype"], tuple(info["shape"])) for name, info in table.items()}
         end = max((info["data_offsets"][1] for info in table.values()), default=0)
     except OSError as cause:
-        raise _error(entry, f"{path.name} cannot be read: {cause.strerror}", "check the file") from cause
+        message = f"{path.name} cannot be read: {cause.strerror}"
+        raise _error(entry, message, "check the file", key) from cause
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as cause:
-        raise _error(
-            entry, _not_safetensors(path), "convert it to .safetensors, or fetch it again"
-        ) from cause
+        fix = "convert it to .safetensors, or fetch it again"
+        raise _error(entry, _not_safetensors(path), fix, key) from cause
     if end != size:
-        raise _error(entry, f"{path.name} is truncated: {size} bytes of tensors, not {end}", "fetch it again")
+        message = f"{path.name} is truncated: {size} bytes of tensors, not {end}"
+        raise _error(entry, message, "fetch it again", key)
     return Header(tensors, metadata)
 
 
@@ -121,36 +123,35 @@ def _not_safetensors(path: Path) -> str:
     return f"{path.name} is no safetensors file"
 
 
-def part_files(root: Path, part: str, stem: str, entry: Entry) -> PartFiles:
-    """The weights of `root/part` whose names begin with `stem`; half precision where there are no others.
+def part_files(folder: Path, stem: str, entry: Entry, key: str = "path") -> PartFiles:
+    """The weights in a folder whose names begin with `stem`; half precision where there are no others.
 
     Raises `ModelLoadError`: there are none in the safetensors format.
     """
-    folder = root / part
     for variant in _VARIANTS:
         infix = f".{variant}" if variant else ""
         whole = folder / f"{stem}{infix}.safetensors"
         index = folder / f"{stem}.safetensors.index{infix}.json"
         if whole.is_file():
-            return PartFiles(variant, (whole,))
+            return PartFiles(folder, variant, (whole,))
         if index.is_file():
-            return PartFiles(variant, tuple(_shards(index, entry)))
+            return PartFiles(folder, variant, tuple(_shards(index, entry, key)))
     pickled = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
     found = f"only {', '.join(pickled)}, and pickles are refused" if pickled else "none"
-    raise _error(
-        entry, f"{part} has no {stem}.safetensors: {found}", "use a folder with .safetensors weights"
-    )
+    message = f"{folder.name} has no {stem}.safetensors: {found}"
+    raise _error(entry, message, "use a folder with .safetensors weights", key)
 
 
-def _shards(index: Path, entry: Entry) -> Iterable[Path]:
-    names = sorted(set(read_json(index, entry).get("weight_map", {}).values()))
+def _shards(index: Path, entry: Entry, key: str) -> Iterable[Path]:
+    names = sorted(set(read_json(index, entry, key).get("weight_map", {}).values()))
     if not names or any(Path(name).name != name for name in names):
-        raise _error(entry, f"{index.name} does not list files of its own folder", "fetch the model again")
+        message = f"{index.name} does not list files of its own folder"
+        raise _error(entry, message, "fetch the model again", key)
     return (index.parent / name for name in names)
 
 
-def read_json(path: Path, entry: Entry) -> dict[str, Any]:
-    """A configuration file.
+def read_json(path: Path, entry: Entry, key: str = "path") -> dict[str, Any]:
+    """A configuration file, which `key` of the entry names or holds.
 
     Raises `ModelLoadError`: it is missing or no JSON object.
     """
@@ -158,9 +159,10 @@ def read_json(path: Path, entry: Entry) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:
         where = f"{path.parent.name}/{path.name}"
-        raise _error(entry, f"{where} cannot be read: {cause}", "complete the model's folder") from cause
+        message = f"{where} cannot be read: {cause}"
+        raise _error(entry, message, "complete the model's folder", key) from cause
     if not isinstance(found, dict):
-        raise _error(entry, f"{path.name} is no JSON object", "complete the model's folder")
+        raise _error(entry, f"{path.name} is no JSON object", "complete the model's folder", key)
     return found
 
 
@@ -222,5 +224,6 @@ def _read_known(path: Path | None) -> dict[str, list[Any]]:
     return {key: value for key, value in entries if isinstance(value, list) and len(value) == 3}
 
 
-def _error(entry: Entry, message: str, fix: str) -> ModelLoadError:
-    return ModelLoadError(f"{entry.name}: {message}", field=entry.field("path"), value=entry.path, fix=fix)
+def _error(entry: Entry, message: str, fix: str, key: str = "path") -> ModelLoadError:
+    value = getattr(entry, key)
+    return ModelLoadError(f"{entry.name}: {message}", field=entry.field(key), value=value, fix=fix)
