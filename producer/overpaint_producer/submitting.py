@@ -181,9 +181,10 @@ def needed(spec: JobSpec, catalogue: Catalogue) -> frozenset[str]:
 
 
 def title(spec: JobSpec, size: tuple[int, int] | None) -> str:
-    """What people read in Flower and on bars: model, method, size of the source, seed."""
+    """What people read in Flower and on bars: model, method, size of the source, denoise, seed."""
     pixels = [f"{size[0]}x{size[1]}"] if size else []
-    return " ".join([spec.model, spec.method.kind, *pixels, f"seed {spec.sampling.seed}"])
+    strength = [f"denoise {spec.denoise:g}", f"seed {spec.sampling.seed}"]
+    return " ".join([spec.model, spec.method.kind, *pixels, *strength])
 
 
 def new_job_id() -> str:

@@ -179,6 +179,12 @@ class JobSpec(Part):
             raise SpecError("the seed is wrong", [problem])
         return self.model_copy(update={"sampling": self.sampling.model_copy(update={"seed": seed})})
 
+    @property
+    def denoise(self) -> float:
+        """How strong the job is, 0.01 to 1: its own, or its method's default."""
+        given = self.sampling.denoise
+        return DEFAULT_DENOISE[type(self.method)] if given is None else given
+
     def resolved(self, defaults: ModelDefaults) -> "JobSpec":
         """The same job with what `sampling` and `region` leave out filled in, but for the seed."""
         sampling = self.sampling
@@ -187,8 +193,7 @@ class JobSpec(Part):
             for name in ("steps", "cfg", "sampler", "scheduler")
             if getattr(sampling, name) is None
         }
-        if sampling.denoise is None:
-            filled["denoise"] = DEFAULT_DENOISE[type(self.method)]
+        filled["denoise"] = self.denoise
         changes: dict[str, Any] = {"sampling": sampling.model_copy(update=filled)}
         if isinstance(self.region, OnlyMasked) and self.region.size is None:
             changes["region"] = self.region.model_copy(update={"size": defaults.size})

@@ -11,7 +11,6 @@ from typing import Final
 
 from overpaint_shared.catalogue import SpecWarning
 from overpaint_shared.job import (
-    DEFAULT_DENOISE,
     Blur,
     ClipsegMask,
     ControlnetInpaint,
@@ -53,12 +52,6 @@ class Subject:
     spec: JobSpec
     defaults: ModelDefaults | None
     source: Size | None
-
-    @property
-    def denoise(self) -> float:
-        """As it will be."""
-        given = self.spec.sampling.denoise
-        return DEFAULT_DENOISE[type(self.spec.method)] if given is None else given
 
     @property
     def steps(self) -> int | None:
@@ -122,19 +115,19 @@ def lint(
 
 
 def _grey_shows(subject: Subject) -> Iterator[SpecWarning]:
-    if subject.greys and subject.denoise <= FULL:
+    if subject.greys and subject.spec.denoise <= FULL:
         is_control = isinstance(subject.spec.method, ControlnetInpaint)
         other = '"latent": "latent_noise_mask"' if is_control else "the method latent_noise_mask"
         yield SpecWarning(
             path="sampling.denoise",
-            message=f"{subject.denoise:g} leaves some of the grey that this method paints under the mask "
-            "before it encodes the picture, and the result will be dull or grey there",
+            message=f"{subject.spec.denoise:g} leaves some of the grey that this method paints under the "
+            "mask before it encodes the picture, and the result will be dull or grey there",
             fix=f"write 1, or take {other}, which keeps the picture",
         )
 
 
 def _nothing_is_kept(subject: Subject) -> Iterator[SpecWarning]:
-    if isinstance(subject.spec.method, Img2Img) and subject.denoise > FULL:
+    if isinstance(subject.spec.method, Img2Img) and subject.spec.denoise > FULL:
         yield SpecWarning(
             path="sampling.denoise",
             message="1 paints the whole picture anew: next to nothing of the source is kept",
@@ -144,7 +137,12 @@ def _nothing_is_kept(subject: Subject) -> Iterator[SpecWarning]:
 
 def _mask_is_ignored_inside(subject: Subject) -> Iterator[SpecWarning]:
     mask = subject.spec.mask
-    if not subject.noise_masked or subject.denoise <= FULL or mask is None or mask.min_coverage >= SMALL_MASK:
+    if (
+        not subject.noise_masked
+        or subject.spec.denoise <= FULL
+        or mask is None
+        or mask.min_coverage >= SMALL_MASK
+    ):
         return
     yield SpecWarning(
         path="sampling.denoise",
@@ -173,7 +171,7 @@ def _native_size(subject: Subject) -> Iterator[SpecWarning]:
         return
     side, native = math.sqrt(worked[0] * worked[1]), subject.defaults.size
     what = f"{worked[0]} x {worked[1]} pixels for a model that was trained at {native}"
-    if side > LARGE * native and subject.denoise > KEPT:
+    if side > LARGE * native and subject.spec.denoise > KEPT:
         fix = f"scale it down in `prepare` to about {native} a side"
         if subject.spec.mask is not None and subject.spec.composite:
             fix += ', or work on the part around the mask: "region": {"kind": "only_masked"}'

@@ -302,7 +302,21 @@ def test_jobs_lists_and_filters(shell: Shell, farm: Farm, hand: Hand) -> None:
         (["--limit", "1"], waiting.id),
     ):
         assert [record["id"] for record in shell.overpaint("jobs", "--json", *argv).lines] == [wanted]
-    assert shell.overpaint("jobs", "--model", "other").out == ""
+    nothing = shell.overpaint("jobs", "--model", "other")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "overpaint: no job matches\n")
+    scripted = shell.overpaint("jobs", "--model", "other", "--json")
+    assert (scripted.code, scripted.out, scripted.err) == (0, "", "")  # no line: no job
+
+
+def test_jobs_of_a_new_farm_says_that_there_are_none(shell: Shell, hand: Hand) -> None:
+    result = shell.overpaint("jobs")
+    assert (result.code, result.out, result.err) == (0, "", "overpaint: there are no jobs yet\n")
+
+
+def test_jobs_of_different_strength_can_be_told_apart(shell: Shell, farm: Farm, hand: Hand) -> None:
+    shell.overpaint("submit", "job.json", "--set", "sampling.denoise=0.3", "--set", "sampling.denoise=0.85")
+    titles = [record.title for record in farm.jobs()]
+    assert titles == [f"tiny img2img 64x48 denoise {value} seed 7" for value in (0.85, 0.3)]
 
 
 def test_replay_queues_a_failed_job_again(shell: Shell, farm: Farm, hand: Hand) -> None:

@@ -105,7 +105,7 @@ def test_a_submit_publishes_one_message_with_readable_arguments(
     lists = [key for key in redis_client.keys(f"{queue_name('tiny')}*") if redis_client.type(key) == b"list"]
     (message,) = [item for key in lists for item in redis_client.lrange(key, 0, -1)]
     assert submitted.id.encode() in message
-    assert b"tiny img2img 64x48 seed 7" in message
+    assert b"tiny img2img 64x48 denoise 0.6 seed 7" in message
 
 
 def test_pictures_are_looked_for_from_the_job_files_folder(farm: Farm, hand: Hand, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from overpaint_producer.cli.context import (
     farm_options,
     json_option,
     pass_context,
+    say,
     table,
 )
 
@@ -83,6 +84,9 @@ def jobs(
         for record in found:
             emit(record.to_json())
         return
+    if not found:
+        filtered = states or group is not None or model is not None or labels
+        say("overpaint: no job matches" if filtered else "overpaint: there are no jobs yet")
     now = time.time()
     rows = [
         (record.id, record.state, _where(record), _age(now - record.created), record.title)
