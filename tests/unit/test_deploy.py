@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sysconfig
 from configparser import RawConfigParser
@@ -53,6 +54,26 @@ def services(**environment: str) -> dict[str, Any]:
 
 
 SERVICES = services()
+
+
+def worker_host(tmp_path: Path, env: str = "") -> dict[str, Any]:
+    """The services of a host that has a worker alone, as `deploy/worker-env` and `worker.yml` make them."""
+    (tmp_path / "deploy").mkdir()
+    shutil.copy(DEPLOY / "worker-env", tmp_path / "deploy")
+    (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in passwords().items()) + env)
+    told = subprocess.run(
+        [tmp_path / "deploy" / "worker-env", "10.0.0.1"], capture_output=True, text=True, check=True
+    )
+    (tmp_path / "worker.env").write_text(told.stdout)
+    done = subprocess.run(
+        [SCRIPTS / "docker-compose", "--env-file", tmp_path / "worker.env", "-f", DEPLOY / "worker.yml",
+         "config", "--format", "json"],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )  # fmt: skip
+    return dict(json.loads(done.stdout)["services"])
 
 
 def module(path: Path) -> Any:
@@ -185,7 +206,7 @@ def test_systemd_asks_only_the_worker_to_stop() -> None:
 # Compose
 
 
-@pytest.mark.parametrize("name", [name for name in passwords() if name != "OVERPAINT_S3_ACCESS_KEY"])
+@pytest.mark.parametrize("name", passwords())
 def test_a_missing_password_is_refused_with_what_to_do(name: str) -> None:
     refused = compose(passwords() | {name: ""})
     assert refused.returncode != 0
@@ -206,6 +227,43 @@ def test_no_service_can_write_to_its_image_or_gain_rights() -> None:
         assert "no-new-privileges:true" in service["security_opt"], name
         assert ":" in service["image"] or service.get("build"), name
         assert not service["image"].endswith(":latest"), name
+
+
+def test_no_service_wants_a_file_that_compose_cannot_put_there() -> None:
+    """Compose copies what configs and secrets hold into the container: not where that is read-only."""
+    for name, service in SERVICES.items():
+        assert not service.get("configs"), name
+        assert not service.get("secrets"), name
+
+
+def test_a_host_with_a_worker_alone_gets_what_a_worker_may_know(tmp_path: Path) -> None:
+    found = worker_host(tmp_path)
+    secret = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().splitlines())
+    told = (tmp_path / "worker.env").read_text()
+    kept = {name for name, value in secret.items() if "PASSWORD" in name and value in told}
+    assert kept == {"OVERPAINT_REDIS_WORKER_PASSWORD"}
+    assert found["common"]["deploy"]["replicas"] == 0
+    worker = found["gpu"]
+    password = secret["OVERPAINT_REDIS_WORKER_PASSWORD"]
+    assert worker["environment"]["OVERPAINT_REDIS_URL"] == f"redis://worker:{password}@10.0.0.1:6379/0"
+    assert worker["environment"]["OVERPAINT_S3_ENDPOINT_URL"] == "http://10.0.0.1:8333"
+    assert worker["environment"]["OVERPAINT_S3_SECRET_KEY"] == secret["OVERPAINT_S3_SECRET_KEY"]
+    assert {volume["source"] for volume in worker["volumes"]} == {"/srv/models", "hashes"}
+    assert {port["host_ip"] for port in worker["ports"]} == {"127.0.0.1"}
+    assert not worker.get("depends_on")
+
+
+def test_a_host_with_a_worker_alone_uses_the_s3_server_that_the_farm_uses(tmp_path: Path) -> None:
+    found = worker_host(tmp_path, "OVERPAINT_S3_ENDPOINT_URL=\nOVERPAINT_S3_BUCKET=mine\n")["gpu"]
+    assert found["environment"]["OVERPAINT_S3_ENDPOINT_URL"] == "", "Amazon's own"
+    assert found["environment"]["OVERPAINT_S3_BUCKET"] == "mine"
+
+
+def test_a_worker_is_the_same_alone_and_in_the_whole_farm(tmp_path: Path) -> None:
+    alone, whole = worker_host(tmp_path)["gpu"], SERVICES["worker-gpu"]
+    for key in ("command", "read_only", "cap_drop", "security_opt", "stop_grace_period", "shm_size", "uts"):
+        assert alone[key] == whole[key], key
+    assert alone["deploy"]["resources"] == whole["deploy"]["resources"]
 
 
 def test_only_this_machine_reaches_the_ports_unless_asked_otherwise() -> None:
