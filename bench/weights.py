@@ -1,0 +1,65 @@
+"""Weights to measure speed with, written as a diffusers folder and named by a `models.toml`.
+
+`sd15` has Stable Diffusion 1.5's real shapes and random values, made on the device that is measured; `tiny`
+are the demonstration weights. What weights hold hardly moves the time that they take, as long as they are no
+zeros.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from overpaint_worker.engine import families, tiny_weights
+
+FAMILIES = Path(families.__file__).parent
+SHAPES = ("sd15", "tiny")
+SIZE = {"sd15": 512, "tiny": 128}
+"""What a job works at where it does not say."""
+
+
+@contextmanager
+def registry(shape: str, device: str) -> Iterator[Path]:
+    """A `models.toml` that names the weights by their shape, and weights that are gone afterwards."""
+    with TemporaryDirectory(prefix="overpaint-bench-") as name:
+        folder = Path(name)
+        if shape == "tiny":
+            tiny_weights.build(folder / shape)
+        else:
+            write(FAMILIES / "configs" / shape, folder / shape, torch.device(device))
+        (folder / "models.toml").write_text(
+            f'[models.{shape}]\nfamily = "sd"\npath = "{shape}"\ndefaults = {{ size = {SIZE[shape]} }}\n'
+        )
+        yield folder / "models.toml"
+
+
+@torch.no_grad()
+def write(config: Path, folder: Path, device: torch.device) -> None:
+    """Random float16 weights of that configuration, about two bytes per parameter on the disk."""
+    for part, network in networks(config, device).items():
+        network.half().save_pretrained(folder / part)
+    shutil.copytree(config / "scheduler", folder / "scheduler")
+
+
+def networks(config: Path, device: torch.device) -> dict[str, Any]:
+    """UNet, VAE and text encoder on the device; the UNet's answer to noise has the spread of noise."""
+    told = {part: json.loads((config / part / "config.json").read_text()) for part in ("unet", "vae")}
+    torch.manual_seed(20)
+    with device:
+        unet: Any = UNet2DConditionModel.from_config(told["unet"]).eval()
+        vae: Any = AutoencoderKL.from_config(told["vae"]).eval()
+        text = CLIPTextModel(CLIPTextConfig.from_pretrained(str(config / "text_encoder"))).eval()
+        noise = torch.randn(1, unet.config.in_channels, 32, 32)
+        states = torch.randn(1, 77, unet.config.cross_attention_dim)
+        unet.conv_out.weight.div_(unet(noise, 500, encoder_hidden_states=states).sample.std())
+    return {"unet": unet, "vae": vae, "text_encoder": text}
