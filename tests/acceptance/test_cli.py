@@ -519,6 +519,13 @@ def test_a_farm_that_does_not_answer_is_exit_3_and_one_line(bare: Shell) -> None
     assert (told.code, json.loads(told.err)["error"]["code"]) == (3, "ledger_unreachable")
 
 
+def test_a_misspelt_variable_is_noted_once(shell: Shell, hand: Hand) -> None:
+    misspelt = Shell(shell.folder, shell.env | {"OVERPAINT_REDIS_URI": "redis://:hunter2@127.0.0.1:1/0"})
+    result = misspelt.overpaint("validate", "job.json", "--farm")
+    said = "OVERPAINT_REDIS_URI is no setting and has no effect. Did you mean OVERPAINT_REDIS_URL?"
+    assert (result.code, result.err) == (0, f"overpaint: note: {said}\n")
+
+
 def test_a_wrong_setting_is_exit_2_and_names_where_it_stands(bare: Shell) -> None:
     result = bare.overpaint("jobs", "--redis-url", "nonsense")
     assert result.code == 2

@@ -10,7 +10,6 @@ import pytest
 
 from overpaint_shared.ledger import JobState
 from overpaint_shared.queues import publish
-from overpaint_shared.settings import Settings
 from tests import fake_engine
 from tests.waiting import wait_until
 from tests.workers import REPOSITORY, TestFarm
@@ -190,19 +189,30 @@ def test_a_running_worker_is_listed_with_what_it_offers_and_gone_when_it_stopped
     assert farm.ledger.workers() == []
 
 
-def test_a_worker_without_redis_says_so_in_one_line(farm_settings: Settings, tmp_path: Path) -> None:
-    registry = tmp_path / "models.toml"
+def without_redis(folder: Path, **more: str) -> "subprocess.CompletedProcess[str]":
+    """What a worker says where no Redis answers."""
+    registry = folder / "models.toml"
     registry.write_text('[models.tiny]\nfamily = "sd"\npath = "nowhere"\n')
-    out = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "overpaint_worker.main", "--device", "cpu", "--registry", str(registry)],
-        env={"PATH": "/usr/bin:/bin", "OVERPAINT_REDIS_URL": "redis://u:hush@127.0.0.1:1/0"},
+        env={"PATH": "/usr/bin:/bin", "OVERPAINT_REDIS_URL": "redis://u:hush@127.0.0.1:1/0"} | more,
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
         timeout=120,
         check=False,
     )
+
+
+def test_a_worker_without_redis_says_so_in_one_line(tmp_path: Path) -> None:
+    out = without_redis(tmp_path)
     assert out.returncode == 3
     assert "hush" not in out.stderr
     assert len(out.stderr.strip().splitlines()) == 1
     assert out.stderr.startswith("overpaint-worker: ")
+
+
+def test_a_worker_logs_a_misspelt_variable(tmp_path: Path) -> None:
+    out = without_redis(tmp_path, OVERPAINT_WORKER_SLOT="3", OVERPAINT_S3_KEY_SECRET="hush")
+    assert "Did you mean OVERPAINT_WORKER_SLOTS?" in out.stderr
+    assert "hush" not in out.stdout + out.stderr

@@ -9,6 +9,7 @@ import click
 import structlog
 
 from overpaint_shared.errors import EXIT_SERVICE, OverpaintError, ServiceError, SettingsError
+from overpaint_shared.misspelt import misspelt
 from overpaint_shared.settings import Settings
 from overpaint_worker import logs
 from overpaint_worker.cycle import SWITCH_AFTER_S
@@ -18,6 +19,8 @@ from overpaint_worker.registry import Registry
 
 log = structlog.get_logger(__name__)
 
+VARIABLES = "OVERPAINT_WORKER"
+"""Each option can also be given as this, an underscore and its name."""
 EPILOG = """
 \b
 Examples:
@@ -32,9 +35,7 @@ SIGTERM or Ctrl-C: finish what runs within the grace, give the rest back. A seco
 """
 
 
-@click.command(
-    epilog=EPILOG, context_settings={"show_default": True, "auto_envvar_prefix": "OVERPAINT_WORKER"}
-)
+@click.command(epilog=EPILOG, context_settings={"show_default": True, "auto_envvar_prefix": VARIABLES})
 @click.option(
     "--device", required=True, metavar="cpu|cuda:N|all", help="The device; `all`: one worker on each GPU."
 )
@@ -109,6 +110,8 @@ def command(  # noqa: PLR0917  # click gives them by name
         sys.exit(supervise(sys.argv[1:], metrics_port))
     settings = Settings.load(config)
     logs.configure(as_json=json_logs, secrets=_secrets(settings))
+    for note in misspelt(options=_option_variables()):
+        log.warning(note, action="worker.misspelt_variable")
     path = registry or settings.registry
     if path is None:
         raise SettingsError("no registry is named", field="--registry", fix="write --registry models.toml")
@@ -162,6 +165,10 @@ def main() -> None:
     except OverpaintError as error:
         click.echo(f"overpaint-worker: {error}", err=True)
         sys.exit(EXIT_SERVICE if isinstance(error, ServiceError) else error.exit_code)
+
+
+def _option_variables() -> list[str]:
+    return [f"{VARIABLES}_{option.name.upper()}" for option in command.params if option.name]
 
 
 def _leave(code: int) -> None:

@@ -28,13 +28,22 @@ class Context:
     """The options that say where the farm is, as they were given. `ctx.obj` of every command."""
 
     options: dict[str, str] = field(default_factory=dict)
+    _notes_told: bool = field(default=False, init=False)
 
     def settings(self) -> "Settings":
-        """The settings: these options, then the environment, then the file. Raises SettingsError."""
+        """The settings: these options, then the environment, then the file. Raises SettingsError.
+
+        Once in a command it tells of variables that are almost a setting.
+        """
         from pathlib import Path
 
+        from overpaint_shared.misspelt import misspelt
         from overpaint_shared.settings import Settings
 
+        if not self._notes_told:
+            self._notes_told = True
+            for note in misspelt():
+                say(f"overpaint: note: {note}")
         given = dict(self.options)
         config = given.pop("config", None)
         return Settings.load(Path(config) if config else None, **given)
