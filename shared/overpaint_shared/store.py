@@ -263,11 +263,18 @@ class Store:
         return _body(self._s3.get_object(Bucket=self.settings.bucket, Key=key), key, len(data)) == data
 
     def _head(self, key: str) -> dict[str, Any] | None:
+        """What is known of an object; None: it is not there.
+
+        The answer to a HEAD has no body that could tell a wrong key from a missing permission, so what is
+        refused is asked once more by a GET, whose error says why.
+        """
         try:
             return dict(self._s3.head_object(Bucket=self.settings.bucket, Key=key))
         except boto.ClientError as error:
             if is_code(error, "404", "NoSuchKey", "NotFound"):
                 return None
+            if is_code(error, "400", "403"):
+                self._s3.get_object(Bucket=self.settings.bucket, Key=key)["Body"].close()
             raise
 
     def _is_known(self, key: str) -> bool:

@@ -349,9 +349,21 @@ def test_an_address_that_is_none_is_told(store: Store) -> None:
         Store(replace(store.settings, endpoint_url="nonsense")).ping()
 
 
-def test_a_wrong_secret_is_told(store: Store) -> None:
-    with pytest.raises(StoreDenied, match="SignatureDoesNotMatch") as caught:
-        Store(replace(store.settings, secret_key=SecretStr("wrong"))).ping()
+USES: dict[str, Callable[[Store], object]] = {
+    "a look into the bucket": Store.ping,
+    "a submit": lambda store: store.put_input("ann", PICTURE),
+    "a look for an input": lambda store: store.has_input("ann", SHA),
+    "a fetch": lambda store: store.get("results/a/1/b", 10),
+    "a result": lambda store: store.put_result("a", 1, "b", PICTURE, "image/png"),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_wrong_secret_is_told_alike_whatever_was_tried(
+    store: Store, use: Callable[[Store], object]
+) -> None:
+    with pytest.raises(StoreDenied, match=r"does not accept this key.*SignatureDoesNotMatch") as caught:
+        use(Store(replace(store.settings, secret_key=SecretStr("wrong"))))
     assert "OVERPAINT_S3_SECRET_KEY" in str(caught.value.fix)
 
 
