@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -95,12 +96,16 @@ def quantise(values: torch.Tensor, depth: Literal[8, 16] = 8, *, truncate: bool 
         EngineError: a value is not a number.
 
     """
-    if not bool(torch.isfinite(values).all()):
-        raise EngineError("the rendered picture holds values that are no numbers", field="image", value="nan")
     top = 2**depth - 1
-    levels = np.clip(values.cpu().numpy().astype(np.float32) * np.float32(top), 0, top)
-    whole = levels if truncate else np.rint(levels)
-    return np.asarray(whole, dtype=np.uint8 if depth == 8 else np.uint16)
+    found = values.to("cpu", torch.float32)
+    least, most = (float(end) for end in torch.aminmax(found))  # one pass, which a NaN comes through
+    if not math.isfinite(least) or not math.isfinite(most):
+        raise EngineError("the rendered picture holds values that are no numbers", field="image", value="nan")
+    levels = found * top
+    if least < 0 or most > 1:
+        levels.clamp_(0, top)
+    whole = levels if truncate else levels.round_()
+    return np.asarray(whole.numpy(), dtype=np.uint8 if depth == 8 else np.uint16)
 
 
 def encode(
