@@ -58,7 +58,7 @@ def rendered(farm: TestFarm) -> tuple[str, str]:
 
 
 def _scraped(farm: TestFarm) -> tuple[str, str]:
-    worker = farm.start(metrics_port=0, warm=["tiny"]).ready()
+    worker = farm.start(models=("tiny", "torn"), metrics_port=0, warm=["tiny"]).ready()
     done = farm.submit(*[farm.spec(steps=4) for _ in range(3)])
     (failed,) = farm.submit(farm.spec(do="fail"))
     (long,) = farm.submit(farm.long())
@@ -94,6 +94,7 @@ def test_a_worker_tells_what_its_jobs_did_and_where_their_time_went(rendered: tu
     assert rows >= 2 * steps  # guidance takes two rows a step
     assert 0 < passes <= steps + 2
     assert value(found, "overpaint_model_load_seconds_count", model="tiny") == 1
+    assert value(found, "overpaint_model_load_seconds_count", model="torn") == 0, "told before the first"
     assert value(found, "overpaint_model_load_seconds_sum", model="tiny") == 0.5
     assert value(found, "overpaint_model_loaded", model="tiny") == 1
     assert value(found, "overpaint_device_memory_total_bytes") == 1

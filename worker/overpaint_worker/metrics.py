@@ -34,9 +34,9 @@ prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """The counters of one worker process, in a registry of their own."""
+    """The counters of one worker process, which serves `models`, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: Iterable[str] = ()) -> None:
         self.registry = CollectorRegistry()
         self.speed = Speed()
         self._stages = self._histogram(
@@ -81,6 +81,8 @@ class Metrics:
             self._stages.labels(stage)
         for reason in ReleaseReason:
             self._releases.labels(reason.value)
+        for model in models:
+            self._loads.labels(model)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

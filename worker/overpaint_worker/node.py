@@ -51,7 +51,7 @@ class Node:
         self.store = Store(settings.store())
         self.uploads = ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload")
         self.waker = Waker()
-        self.metrics = Metrics()
+        self.metrics = Metrics(options.models)
         self._warming: set[str] = set()
         self.drain = Drain(self, options.grace_s)
         self.intake = Intake(
