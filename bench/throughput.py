@@ -27,7 +27,7 @@ from rendering import Engine, add_options, device_name, peak_mib, pictures, png,
 from weights import FAMILIES
 
 from overpaint_worker import protocol as p
-from overpaint_worker.engine.assemble import set_up_torch
+from overpaint_worker.registry import Registry
 
 METHODS: Sequence[tuple[dict[str, Any], float]] = (
     ({"kind": "img2img"}, 0.6),
@@ -218,10 +218,9 @@ def main() -> None:
             found["together"] = bench.together("mixed", wish.jobs, wish.every)
             found["one_at_a_time"] = bench.one_at_a_time(wish.alone)
             found["join"] = bench.join(wish.company)
-        if wish.shape is not None:
-            set_up_torch(wish.threads)
-            source = Image.fromarray(bench.source)
-            found["diffusers"] = by_diffusers(registry.parent / model, wish, source)
+        folder = Registry.load(registry).model(model).local_path
+        if folder.is_dir():  # a single file has another layout
+            found["diffusers"] = by_diffusers(folder, wish, Image.fromarray(bench.source))
     print(table(found), file=sys.stderr)
     print(json.dumps(found))
 

@@ -1,5 +1,9 @@
 """Weights to measure speed with, written as a diffusers folder and named by a `models.toml`.
 
+    .venv/bin/python bench/weights.py sd15 FOLDER --device cuda:0
+
+writes them once for several benches, which take them by `--registry FOLDER/models.toml --model sd15`.
+
 `sd15` has Stable Diffusion 1.5's real shapes and random values, made on the device that is measured; `tiny`
 are the demonstration weights. What weights hold hardly moves the time that they take, as long as they are no
 zeros.
@@ -7,6 +11,7 @@ zeros.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Iterator
@@ -32,15 +37,19 @@ SIZE = {"sd15": 512, "tiny": 128}
 def registry(shape: str, device: str) -> Iterator[Path]:
     """A `models.toml` that names the weights by their shape, and weights that are gone afterwards."""
     with TemporaryDirectory(prefix="overpaint-bench-") as name:
-        folder = Path(name)
-        if shape == "tiny":
-            tiny_weights.build(folder / shape)
-        else:
-            write(FAMILIES / "configs" / shape, folder / shape, torch.device(device))
-        (folder / "models.toml").write_text(
-            f'[models.{shape}]\nfamily = "sd"\npath = "{shape}"\ndefaults = {{ size = {SIZE[shape]} }}\n'
-        )
-        yield folder / "models.toml"
+        yield build(shape, Path(name), device)
+
+
+def build(shape: str, folder: Path, device: str) -> Path:
+    """Write weights of that shape, and the `models.toml` that names them, which is returned."""
+    if shape == "tiny":
+        tiny_weights.build(folder / shape)
+    else:
+        write(FAMILIES / "configs" / shape, folder / shape, torch.device(device))
+    (folder / "models.toml").write_text(
+        f'[models.{shape}]\nfamily = "sd"\npath = "{shape}"\ndefaults = {{ size = {SIZE[shape]} }}\n'
+    )
+    return folder / "models.toml"
 
 
 @torch.no_grad()
@@ -63,3 +72,16 @@ def networks(config: Path, device: torch.device) -> dict[str, Any]:
         states = torch.randn(1, 77, unet.config.cross_attention_dim)
         unet.conv_out.weight.div_(unet(noise, 500, encoder_hidden_states=states).sample.std())
     return {"unet": unet, "vae": vae, "text_encoder": text}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cpu", help="to make them on (cpu)")
+    wish = parser.parse_args()
+    print(build(wish.shape, wish.folder, wish.device))
+
+
+if __name__ == "__main__":
+    main()
