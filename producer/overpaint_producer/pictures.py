@@ -5,7 +5,6 @@ ever uploaded.
 """
 
 import hashlib
-import stat
 import threading
 import warnings
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from overpaint_producer.headers import FORMATS, upright_size
 from overpaint_shared.errors import InputError, SpecError
+from overpaint_shared.files import read_picture_file
 from overpaint_shared.sizes import MISFIT_FIX, misfits
 from overpaint_shared.store_keys import external_address
 
@@ -43,32 +43,14 @@ def read_picture(path: Path, limits: "Limits", field: str) -> LocalPicture:
 
     `field` is the place in the spec that names the file, for messages.
     """
-    data = _read_file(path, limits.max_input_bytes, field)
+    data = read_picture_file(
+        path,
+        limits.max_input_bytes,
+        field,
+        smaller="use a smaller picture, or let an operator raise OVERPAINT_MAX_INPUT_BYTES",
+        found="name a picture by a path from the job file's folder, sha256:<hex>, or s3://bucket/key",
+    )
     return LocalPicture(data=data, size=sniff(data, limits, field, str(path)))
-
-
-def _read_file(path: Path, max_bytes: int, field: str) -> bytes:
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever, a device never end
-            raise InputError(f"{path} is no file", field=field, value=str(path), fix="name a picture file")
-        if status.st_size > max_bytes:
-            raise InputError(
-                f"{path} has {status.st_size} bytes; at most {max_bytes} are allowed",
-                field=field,
-                value=str(path),
-                fix="use a smaller picture, or let an operator raise OVERPAINT_MAX_INPUT_BYTES",
-            )
-        with path.open("rb") as file:
-            return file.read(max_bytes + 1)[:max_bytes]
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(
-            f"cannot read {path}: {why}",
-            field=field,
-            value=str(path),
-            fix="name a picture by a path from the job file's folder, sha256:<hex>, or s3://bucket/key",
-        ) from error
 
 
 def sniff(data: bytes, limits: "Limits", field: str, name: str) -> tuple[int, int]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from overpaint_shared.errors import (
-    InputError,
     MissingExtraError,
     OverpaintError,
     Problem,
@@ -17,6 +16,7 @@ from overpaint_shared.errors import (
     SpecError,
     UnsupportedError,
 )
+from overpaint_shared.files import read_picture_file
 from overpaint_shared.job import LARGEST_SPEC_BYTES, JobSpec, parse_job
 from overpaint_shared.settings import Limits
 from overpaint_worker import protocol as p
@@ -167,7 +167,7 @@ def read_job(path: Path) -> tuple[JobSpec, dict[str, bytes]]:
         a file.
 
     """
-    spec = parse_job(_read(path, LARGEST_SPEC_BYTES), where=str(path))
+    spec = parse_job(read_start(path, LARGEST_SPEC_BYTES), where=str(path))
     inputs: dict[str, bytes] = {}
     for field, reference in spec.image_refs():
         if reference.startswith(("s3://", "sha256:")):
@@ -175,29 +175,18 @@ def read_job(path: Path) -> tuple[JobSpec, dict[str, bytes]]:
                 "this command reads pictures from files only", field=field, value=reference,
                 fix="name a file, or submit the job to a farm",
             )  # fmt: skip
-        try:
-            inputs[reference] = _picture(path.parent / reference, field)
-        except OSError as error:
-            raise InputError(
-                f"{reference} cannot be read: {error.strerror}", field=field, value=reference,
-                fix=f"paths are relative to the job's folder, {path.parent.resolve()}",
-            ) from error  # fmt: skip
+        found = f"paths are relative to the job's folder, {path.parent.resolve()}"
+        inputs[reference] = read_picture(path.parent / reference, field, found)
     return spec, inputs
 
 
-def _picture(path: Path, field: str) -> bytes:
-    """A picture file's bytes. Raises InputError for what is no file, or too large; OSError."""
-    if path.exists() and not path.is_file():  # a device never ends, a pipe waits for ever
-        raise InputError(f"{path} is no file", field=field, value=str(path), fix="name a picture file")
+def read_picture(path: Path, field: str, found: str) -> bytes:
+    """A picture file's bytes. Raises InputError; `found` says what to do where it cannot be read."""
     most = Limits().max_input_bytes
-    data = _read(path, most)
-    if len(data) > most:
-        fix = f"use a smaller file, of up to {most} bytes"
-        raise InputError(f"{path} has more than {most} bytes", field=field, value=str(path), fix=fix)
-    return data
+    return read_picture_file(path, most, field, smaller=f"use a file of up to {most} bytes", found=found)
 
 
-def _read(path: Path, most: int) -> bytes:
+def read_start(path: Path, most: int) -> bytes:
     """A file's bytes; of a longer one, one more than `most`."""
     with path.open("rb") as file:
         return file.read(most + 1)

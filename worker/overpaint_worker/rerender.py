@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from overpaint_worker.commands import (
     device_option,
     engine_options,
     quiet_option,
+    read_picture,
     registry_option,
     render_here,
     threads_option,
@@ -25,6 +27,7 @@ from overpaint_worker.commands import (
 from overpaint_worker.terminal import bar, words_for_errors
 
 LARGEST_RECEIPT: Final = 16 * 2**20
+NAME_FOLDER: Final = "name the folder that holds it by --inputs"
 _COMPARED: Final = ("model", "segmenters", "device", "versions")
 """Parts of a receipt that can explain another picture."""
 
@@ -37,6 +40,8 @@ class Receipt:
     spec: JobSpec
     inputs: Mapping[str, str]
     """The SHA-256 of each picture, by its reference in the spec."""
+    sizes: frozenset[int]
+    """Of those pictures, bytes."""
     name: str
     """Of the picture."""
     pixels: str
@@ -110,14 +115,17 @@ def read_receipt(path: Path) -> Receipt:
     try:
         whole = json.loads(_text(path))
         inputs = {reference: str(about["sha256"]) for reference, about in whole["inputs"].items()}
+        sizes = frozenset(int(about["bytes"]) for about in whole["inputs"].values())
         spec, picture = whole["spec"], whole["picture"]
-        name, pixels = str(picture["name"]), str(picture["pixels_sha256"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
+        # A name is a file's beside the receipt, never a way elsewhere.
+        name, pixels = Path(str(picture["name"])).name, str(picture["pixels_sha256"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
         raise InputError(
             f"{path} is no receipt that can be rendered again", field="receipt", value=str(path),
             fix="name a receipt.json, or a PNG as it was rendered",
         ) from cause  # fmt: skip
-    return Receipt(path.parent, parse_job(json.dumps(spec), where=str(path)), inputs, name, pixels, whole)
+    parsed = parse_job(json.dumps(spec), where=str(path))
+    return Receipt(path.parent, parsed, inputs, sizes, name, pixels, whole)
 
 
 def _text(path: Path) -> str:
@@ -126,28 +134,30 @@ def _text(path: Path) -> str:
     from overpaint_worker.engine.deep_png import SIGNATURE
     from overpaint_worker.engine.provenance import RECEIPT_KEY
 
-    if path.stat().st_size > LARGEST_RECEIPT and path.suffix.lower() != ".png":
+    data = read_picture(path, "receipt", "name a receipt.json, or a PNG as it was rendered")
+    if data.startswith(SIGNATURE):
+        try:
+            with Image.open(BytesIO(data), formats=["PNG"]) as image:
+                return str(image.info[RECEIPT_KEY])
+        except Image.DecompressionBombError as error:
+            raise ValueError(str(error)) from error
+    if len(data) > LARGEST_RECEIPT:
         raise ValueError("too large")
-    with path.open("rb") as file:
-        if file.read(len(SIGNATURE)) != SIGNATURE:
-            return path.read_text(encoding="utf-8")
-    with Image.open(path, formats=["PNG"]) as image:
-        return str(image.info[RECEIPT_KEY])
+    return data.decode()
 
 
 def find_inputs(receipt: Receipt, folders: Sequence[Path]) -> dict[str, bytes]:
     """The job's pictures, each known by its digest, whatever it is called.
 
-    Raises `InputError`: one is in none of the folders.
+    Raises `InputError`: one is in none of the folders, or too large.
     """
     known = set(receipt.inputs.values())
-    sizes = {about["bytes"] for about in receipt.whole["inputs"].values()}
     found: dict[str, bytes] = {}
     for path in _candidates(receipt, folders):
         if len(found) == len(known):
             break
-        if path.stat().st_size in sizes:
-            data = path.read_bytes()
+        if path.stat().st_size in receipt.sizes:
+            data = read_picture(path, "inputs", NAME_FOLDER)
             digest = hashlib.sha256(data).hexdigest()
             if digest in known:
                 found[digest] = data
@@ -156,7 +166,7 @@ def find_inputs(receipt: Receipt, folders: Sequence[Path]) -> dict[str, bytes]:
             where = ", ".join(map(str, folders))
             raise InputError(
                 f"the picture with the SHA-256 {sha256} is not in {where}", field="inputs", value=reference,
-                fix="name the folder that holds it by --inputs",
+                fix=NAME_FOLDER,
             )  # fmt: skip
     return {reference: found[sha256] for reference, sha256 in receipt.inputs.items()}
 
@@ -174,7 +184,8 @@ def compare(receipt: Receipt, files: Mapping[str, bytes]) -> dict[str, Any]:
     """Whether the new picture is the receipt's, and what is known of the difference.
 
     `same`; `pixels_sha256` of both; `changed`: parts of the receipt that differ and may be why; with the old
-    picture beside the receipt `largest_change` (8-bit levels) and `changed_share`.
+    picture beside the receipt `largest_change` (8-bit levels) and `changed_share`, or `not_compared`: why it
+    cannot be read.
     """
     new = json.loads(files["receipt.json"])
     same = new["picture"]["pixels_sha256"] == receipt.pixels
@@ -185,7 +196,11 @@ def compare(receipt: Receipt, files: Mapping[str, bytes]) -> dict[str, Any]:
     }
     old = receipt.folder / receipt.name
     if not same and old.is_file():
-        about |= _difference(old.read_bytes(), files[new["picture"]["name"]])
+        try:
+            before = read_picture(old, "picture", "")
+            about |= _difference(before, files[new["picture"]["name"]])
+        except InputError as error:
+            about["not_compared"] = str(error)
     return about
 
 
@@ -213,6 +228,8 @@ def in_words(about: Mapping[str, Any]) -> str:
     if "largest_change" in about:
         share, largest = about["changed_share"], about["largest_change"]
         words += f": {share:.2%} of the pixels differ, by up to {largest:g} levels"
+    if "not_compared" in about:
+        words += f"; how much it differs is not known: {about['not_compared']}"
     if about["changed"]:
         words += f"; not as it was: {', '.join(about['changed'])}"
     return words

@@ -1,0 +1,116 @@
+"""A receipt may be anybody's: it is read within the limits of a job's pictures, or refused in words."""
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overpaint_shared.errors import InputError
+from overpaint_shared.settings import Limits
+from overpaint_worker.rerender import LARGEST_RECEIPT, compare, find_inputs, read_receipt
+
+DATA = b"bytes that stand for a picture"
+
+
+def receipt(**changes: Any) -> dict[str, Any]:
+    """A receipt, as far as it is read."""
+    spec = {
+        "version": 1,
+        "model": "m",
+        "source": {"image": "photo.png"},
+        "method": {"kind": "img2img"},
+        "sampling": {"seed": 1},
+    }
+    inputs = {"photo.png": {"sha256": hashlib.sha256(DATA).hexdigest(), "bytes": len(DATA)}}
+    picture = {"name": "image.png", "pixels_sha256": "0" * 64}
+    return {"spec": spec, "inputs": inputs, "picture": picture} | changes
+
+
+def written(folder: Path, whole: object, name: str = "receipt.json") -> Path:
+    path = folder / name
+    path.write_text(whole if isinstance(whole, str) else json.dumps(whole))
+    return path
+
+
+def grown(path: Path, size: int) -> Path:
+    """The file with nothing behind its end, up to `size` bytes."""
+    with path.open("ab") as file:
+        file.truncate(size)
+    return path
+
+
+def test_the_pictures_are_found_by_their_digest_whatever_they_are_called(tmp_path: Path) -> None:
+    (tmp_path / "other.bin").write_bytes(DATA)
+    read = read_receipt(written(tmp_path, receipt()))
+    assert find_inputs(read, [tmp_path]) == {"photo.png": DATA}
+
+
+def pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "receipt.json")
+    return folder / "receipt.json"
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bomb(folder: Path) -> Path:
+    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    path = folder / "bomb.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    return path
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "longer than any receipt": (
+        lambda folder: grown(written(folder, receipt()), LARGEST_RECEIPT + 1),
+        "no receipt",
+    ),
+    "longer than any picture": (
+        lambda folder: grown(written(folder, "", "a.png"), Limits().max_input_bytes + 1),
+        "at most 67108864 are allowed",
+    ),
+    "a pipe": (pipe, "is no file"),
+    "a PNG of too many pixels": (bomb, "no receipt"),
+    "nested deep": (lambda folder: written(folder, "[" * 100_000), "no receipt"),
+    "no size of a picture": (
+        lambda folder: written(folder, receipt(inputs={"a": {"sha256": "0"}})),
+        "no receipt",
+    ),
+    "no object": (lambda folder: written(folder, "[]"), "no receipt"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_what_is_no_receipt_is_refused_in_words(tmp_path: Path, what: str) -> None:
+    make, words = HOSTILE[what]
+    with pytest.raises(InputError, match=words) as caught:
+        read_receipt(make(tmp_path))
+    assert caught.value.field == "receipt"
+
+
+def test_a_picture_beyond_the_limit_is_refused_unread(tmp_path: Path) -> None:
+    size = Limits().max_input_bytes + 1
+    grown(tmp_path / "photo.png", size)
+    large = {"photo.png": {"sha256": "0" * 64, "bytes": size}}
+    with pytest.raises(InputError, match="at most 67108864 are allowed"):
+        find_inputs(read_receipt(written(tmp_path, receipt(inputs=large))), [tmp_path])
+
+
+def test_the_old_picture_is_looked_for_beside_the_receipt_alone_and_within_the_limits(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "secret.png").write_bytes(b"no picture")
+    new = {
+        "receipt.json": json.dumps(receipt(picture={"name": "image.png", "pixels_sha256": "1" * 64})).encode()
+    }
+    away = receipt(picture={"name": "../secret.png", "pixels_sha256": "0" * 64})
+    read = read_receipt(written(tmp_path / "out", away))
+    assert "not_compared" not in compare(read, new | {"image.png": b""})
+    grown(tmp_path / "out" / "secret.png", Limits().max_input_bytes + 1)
+    assert "at most" in compare(read, new | {"image.png": b""})["not_compared"]
