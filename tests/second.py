@@ -7,7 +7,7 @@ with none of the engine's code below the samplers (whose formulas have tests of 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -20,6 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 import torchsde
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from PIL import Image, ImageOps
+from scipy import ndimage
 from scipy.stats import beta
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -140,8 +141,21 @@ def prepared(spec: Spec, files: Mapping[str, bytes]) -> tuple[np.ndarray, np.nda
     if wanted["from"] == "pad":
         return image, padded
     if wanted["from"] == "image":
-        return image, load_mask(files[wanted["image"]], wanted.get("channel", "red"))
-    return image, np.zeros(image.shape[:2], np.float32) if alpha is None else alpha
+        mask = load_mask(files[wanted["image"]], wanted.get("channel", "red"))
+    else:
+        mask = np.zeros(image.shape[:2], np.float32) if alpha is None else alpha
+    return image, changed(mask, wanted.get("ops", ()))
+
+
+def changed(mask: np.ndarray, ops: Sequence[Spec]) -> np.ndarray:
+    """Grow Mask, by so many dilations one after another, and Invert Mask."""
+    diamond = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
+    for op in ops:
+        if op["op"] == "invert":
+            mask = 1 - mask
+        for _ in range(op.get("by", 0)):
+            mask = ndimage.grey_dilation(mask, footprint=diamond)
+    return mask
 
 
 # --------------------------------------------------------------------------------------------- latents
@@ -420,4 +434,7 @@ def paint(spec: Spec, files: Mapping[str, bytes], nets: Networks) -> Painted:
     noise = Drawn(int(run.sampling["seed"]))(start)
     end = run.end(start + noise * ((1 + first**2).sqrt() if full else first))
     y = ((nets.vae.decode(end / SCALING).sample + 1) / 2).clamp(0, 1)[0].permute(1, 2, 0).numpy()
+    if spec["composite"] and run.scene.mask is not None:
+        over = run.scene.mask[..., None]
+        y = over * y + (1 - over) * run.scene.image
     return Painted((y * np.float32(255)).astype(np.uint8), start, end, run.scene.soft, run.sigmas)

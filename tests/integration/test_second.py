@@ -3,66 +3,21 @@
 Soft masks, odd sizes, transparency, every method, the other samplers and schedulers, under `compat`.
 """
 
-import io
 import json
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from overpaint_worker.engine.session import Session
-from tests.rendering import DEVICE, INPUTS, PARITY, kitchen, pixels, request
-from tests.second import load_image, networks, paint
+from tests.rendering import DEVICE, PARITY, kitchen, pixels, request
+from tests.second import load_image
+from tests.second_jobs import again, files, job
 
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="written for a CPU's arithmetic")
 RECORDED = [path.parent.name for path in sorted(PARITY.glob("cases/*/job.json"))]
 LONG = "a red brick house by the sea, " * 14
 """More tokens than a block holds."""
-
-
-def png(array, **options):
-    out = io.BytesIO()
-    Image.fromarray(array).save(out, "PNG", **options)
-    return out.getvalue()
-
-
-@cache
-def files():
-    """The parity inputs, and pictures of other kinds cut from them."""
-    found = {path.name: path.read_bytes() for path in INPUTS.iterdir()}
-    rgba = np.asarray(Image.open(INPUTS / "rgba256.png"))[100:175, 60:141]
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    found["rgba.png"] = png(rgba)
-    found["turned.png"] = png(rgba, exif=turned)
-    found["turned-mask.png"] = png(rgba[..., 3], exif=turned)
-    palette = Image.fromarray(rgba[..., :3]).quantize(16)
-    out = io.BytesIO()
-    palette.save(out, "PNG", transparency=bytes([0, 40, 128, 200, 255] + [255] * 11))
-    found["palette.png"] = out.getvalue()
-    found["deep.png"] = png(rgba[..., 0].astype(np.uint16) * 3)
-    odd = np.asarray(Image.open(INPUTS / "mask_odd.png"))
-    found["channels.png"] = png(np.stack([odd * 0, odd, 255 - odd, odd // 2], axis=-1))
-    small = np.asarray(Image.open(INPUTS / "img_odd.png").convert("RGB"))[20:95, 30:111]
-    found["small.png"] = png(small)
-    soft = np.asarray(Image.open(INPUTS / "mask256_soft.png"))
-    for name, (height, width) in {"soft": (75, 81), "large": (112, 122)}.items():
-        found[f"{name}.png"] = png(np.asarray(Image.fromarray(soft).resize((width, height))))
-    return found
-
-
-def job(kind, image="small.png", mask="soft.png", *, model="tiny", method=(), **more):
-    """A job of three steps; what is not of `sampling` goes into the spec as it is."""
-    sampling = {"seed": 42, "steps": 3, "cfg": 7.0, "sampler": "euler", "scheduler": "normal", "denoise": 1.0}
-    sampling |= {key: more.pop(key) for key in [*sampling, "differential"] if key in more}
-    masked = {"mask": {"from": "image", "image": mask}} if isinstance(mask, str) else {"mask": mask}
-    return {
-        "version": 1, "model": model, "source": {"image": image}, **(masked if mask else {}),
-        "method": {"kind": kind, **dict(method)}, "prompt": "a red brick house", "negative_prompt": "blurry",
-        "sampling": sampling, "composite": False, **more,
-    }  # fmt: skip
 
 
 NET = {"controlnet": "tiny"}
@@ -147,13 +102,6 @@ CASES |= {
     for sampler, scheduler in SAMPLED
     for denoise in (1.0, 0.55)
 }
-
-
-def again(registry, spec):
-    """The job's picture, written a second time."""
-    folders = {"tiny": "sd15", "tiny-inpaint": "sd15_inpaint9"}
-    weights = registry.parent / "weights" / "diffusers"
-    return paint(spec, files(), networks(weights, folders[spec["model"]]))
 
 
 @pytest.fixture(scope="module")
