@@ -108,12 +108,12 @@ class Engine:
         return [end if isinstance(end, p.Done) else self._give_up(end) for end in found]
 
     def _until(self, true: Any) -> None:
+        latest = time.monotonic() + LONGEST_S
         with self._news:
-            if (
-                not self._news.wait_for(lambda: true() or not self._thread.is_alive(), LONGEST_S)
-                or not true()
-            ):
-                raise SystemExit("the engine's thread ended, or it took too long")
+            while not true():
+                if not self._thread.is_alive() or time.monotonic() > latest:
+                    raise SystemExit("the engine's thread ended, or it took too long")
+                self._news.wait(1.0)
 
     @staticmethod
     def _give_up(end: p.ToWorker) -> p.Done:

@@ -106,7 +106,7 @@ def squeezed(registry: Path, share: float) -> tuple[Kitchen, Squeeze]:
 @pytest.mark.usefixtures("every_step_is_told")
 def test_a_pass_that_does_not_fit_the_devices_memory_is_halved_and_every_picture_comes_out(tiny_registry):
     unhindered = render(tiny_registry, jobs())
-    k, squeeze = squeezed(tiny_registry, share=0.7)
+    k, squeeze = squeezed(tiny_registry, share=0.5)
     print(f"a pass of {2 * JOBS} rows took {squeeze.taken / MIB:.0f} MiB")
     assert squeeze.taken > 50 * MIB
     ends = k.ends()

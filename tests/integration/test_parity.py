@@ -88,7 +88,7 @@ def test_the_final_latent_is_the_references(rendered):
     name, session, _ = rendered
     expected = reference(name, "latent_out")
     np.testing.assert_allclose(
-        session.latent.numpy() / SCALING, expected, rtol=0, atol=2e-5 * np.abs(expected).max()
+        session.latent.cpu().numpy() / SCALING, expected, rtol=0, atol=2e-5 * np.abs(expected).max()
     )
 
 
