@@ -29,6 +29,8 @@ from overpaint_shared.ledger.states import JobState
 from overpaint_shared.settings import Settings
 
 WORKER = "worker"
+CONFIG = "farm.toml"
+LOCK = "up.lock"
 TINY_MODEL = "tiny"
 TINY_BUILDER = "overpaint_worker.engine.tiny_weights"
 TINY_STAMP = "built-by"
@@ -93,7 +95,7 @@ class LocalFarm:
     def __enter__(self) -> Self:
         _need_worker()
         self.data.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(self.data / "up.lock")
+        self._lock = lock(self.data / LOCK)
         try:
             self._start()
         except BaseException:
@@ -112,7 +114,7 @@ class LocalFarm:
     @property
     def config(self) -> Path:
         """The settings file of this farm."""
-        return self.data / "farm.toml"
+        return self.data / CONFIG
 
     @property
     def trained(self) -> bool:
@@ -312,6 +314,18 @@ _SHARED = (
     "owner",
 )
 """The settings that `farm.toml` hands on to the other commands."""
+
+
+def clear(data: Path) -> None:
+    """Remove the settings of a farm that ran there and was killed: they would be taken for the user's own.
+
+    Raises SettingsError: a farm runs there.
+    """
+    config = data / CONFIG
+    if config.exists():
+        held = lock(data / LOCK)
+        config.unlink()
+        os.close(held)
 
 
 def lock(path: Path) -> int:

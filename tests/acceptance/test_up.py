@@ -22,7 +22,7 @@ from PIL import Image, ImageChops, ImageStat
 
 from overpaint_producer.demo import SOURCE
 from overpaint_producer.local import GRACE_S, TINY_STAMP, tiny_stamp
-from overpaint_producer.services import RedisService, S3Service, start_s3
+from overpaint_producer.services import S3Service, start_s3
 from tests.waiting import wait_until
 
 OVERPAINT = str(Path(sysconfig.get_path("scripts")) / "overpaint")
@@ -265,14 +265,14 @@ def test_no_process_outlives_an_up_that_is_killed(folder: Path, nothing_set: Env
         assert up.left() == []
 
 
-def test_the_folder_of_a_killed_farm_can_be_used_again(
-    folder: Path, servers_given: Environment, redis_server: RedisService
-) -> None:
+def test_the_folder_of_a_killed_farm_can_be_used_again(folder: Path, nothing_set: Environment) -> None:
     data = folder / "overpaint-data"
     (data / "farm.toml").write_text('redis_url = "redis://127.0.0.1:1/0"\n')  # as it was left behind
     (data / "up.lock").write_text("1\n")
-    with started(folder, servers_given, "--no-demo") as up:
-        assert str(redis_server.port) in up.ready["parts"]["Redis"]
+    with started(folder, nothing_set, "--no-demo") as up:
+        assert "yours" not in up.ready["parts"]["Redis"]
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(LEAVE_S) == 0, up.said
 
 
 def test_up_says_what_a_wrong_option_should_be(tmp_path: Path, nothing_set: Environment) -> None:
