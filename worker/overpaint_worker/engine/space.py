@@ -42,7 +42,7 @@ class Space(Protocol):
         ...
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """The time that the model is told at `sigma`: int64, shape of `sigma`, on its device."""
+        """The time that the model is told at `sigma`: int64, shape of `sigma`, on the CPU."""
         ...
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -119,7 +119,6 @@ class DiscreteSpace:
         self.table = sigmas.to(torch.float32)
         self.sigma_min, self.sigma_max = float(self.table[0]), float(self.table[-1])
         self._log = sigmas.log().to(torch.float32)
-        self._log_on: dict[torch.device, Tensor] = {}
 
     def sigma(self, t: Tensor) -> Tensor:
         """Interpolates the logarithm linearly between the table's neighbours of `t`."""
@@ -128,9 +127,12 @@ class DiscreteSpace:
         return ((1 - share) * self._log[low] + share * self._log[high]).exp()
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """The table's nearest entry by logarithm; int64."""
-        table = self._log_on.setdefault(sigma.device, self._log.to(sigma.device))
-        distance = (sigma.log().unsqueeze(0) - table.view(-1, *[1] * sigma.dim())).abs()
+        """The table's nearest entry by logarithm.
+
+        Schedules that are even in time often stop half-way between two entries. Then the logarithm's last bit
+        decides, in which devices differ; hence the CPU.
+        """
+        distance = (sigma.cpu().log().unsqueeze(0) - self._log.view(-1, *[1] * sigma.dim())).abs()
         return distance.argmin(0)
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
