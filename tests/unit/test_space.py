@@ -169,6 +169,19 @@ def test_the_model_is_told_the_nearest_integer_time_by_logarithm():
     assert SPACE.timestep(torch.tensor(100.0)) == 999
 
 
+@pytest.mark.parametrize(
+    ("name", "n"), [("normal", 5), ("normal", 19), ("sgm_uniform", 6), ("sgm_uniform", 20)]
+)
+def test_half_way_between_two_times_a_level_is_told_the_same_in_any_company(name, n):
+    t = 999 - 999 * np.arange(n) / (n - 1 if name == "normal" else n)
+    levels = SPACE.sigmas(name, n, 1.0)[:-1]
+    told = SPACE.timestep(levels)
+    assert any(t % 1 == 0.5)
+    assert np.abs(told.numpy() - t).max() <= 0.5
+    assert [int(SPACE.timestep(level)) for level in levels] == told.tolist()
+    assert SPACE.timestep(levels.repeat(7)).tolist() == told.repeat(7).tolist()
+
+
 def test_times_outside_the_table_are_its_ends():
     assert float(SPACE.sigma(torch.tensor(-5.0))) == pytest.approx(SPACE.sigma_min)
     assert float(SPACE.sigma(torch.tensor(2000.0))) == pytest.approx(SPACE.sigma_max)

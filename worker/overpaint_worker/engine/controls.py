@@ -80,11 +80,12 @@ def _chunks(uses: Sequence[_Use], largest: int) -> Iterator[list[_Use]]:
 def _run(model: Model, uses: Sequence[_Use], inputs: RowBuffers, size: int) -> Residuals:
     """One net on its rows, padded to `size` with the first of them."""
     padded = [*uses, *[uses[0]] * (size - len(uses))]
-    places = torch.tensor([use.row for use in padded], device=inputs.x.device)
+    rows = [use.row for use in padded]
+    places = torch.tensor(rows, device=inputs.x.device)
     return model.control(
         uses[0].control.net,
         inputs.x[places],
-        inputs.sigma[places],
+        inputs.sigma[rows],
         {name: tensor[places] for name, tensor in inputs.conditioning.items()},
         torch.cat([use.control.hint for use in padded]),
     )

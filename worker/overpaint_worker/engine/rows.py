@@ -66,7 +66,7 @@ class RowBuffers:
     def __init__(self, like: Row, bucket: int, tokens: int) -> None:
         self.bucket = bucket
         self.x = _room(like.x, bucket)
-        self.sigma = torch.empty(bucket, dtype=torch.float32, device=like.x.device)
+        self.sigma = torch.empty(bucket, dtype=torch.float32)  # on the CPU, where the model's time is found
         self.extra = None if like.extra is None else _room(like.extra, bucket)
         self.conditioning = {
             name: tensor.new_empty(
