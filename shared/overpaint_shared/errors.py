@@ -5,6 +5,7 @@ OverpaintError
 │   ├── InputError                 a picture is not what it should be
 │   ├── MaskError                  a mask is empty, too thin, or covers too much
 │   ├── DeadlineError              it took longer than it may
+│   ├── PrecisionError             its values left the range of the numbers that it is computed in
 │   └── UnsupportedError           this worker or version cannot render it (another one may)
 ├── SpecError             exit 2   the job spec is wrong; one `Problem` for each fault
 ├── TokenConflict         exit 2   a submit token that already stands for another spec
@@ -150,6 +151,12 @@ class DeadlineError(JobError):
     """The job took longer than it may."""
 
     code = "deadline"
+
+
+class PrecisionError(JobError):
+    """The rendering left the range of the numbers that it is computed in; trying again gives the same."""
+
+    code = "precision"
 
 
 class UnsupportedError(JobError):

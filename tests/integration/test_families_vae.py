@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from overpaint_shared.errors import PrecisionError
 from overpaint_worker.engine.families import Work, finish
 from overpaint_worker.engine.families.vae import Tiling, Vae, spans
 
@@ -151,6 +152,17 @@ def test_half_precision_that_overflows_goes_on_in_float32(network: AutoencoderKL
     assert network.dtype is torch.float32
     assert torch.equal(found, finish(Vae(whole, CPU).decode(latent)))
     assert found.dtype is torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_what_no_precision_holds_is_refused(network: AutoencoderKL, px: Tensor, dtype: torch.dtype) -> None:
+    network.decoder.conv_out.bias.fill_(float("nan"))
+    vae = Vae(network.to(dtype), CPU)
+    latent = finish(vae.encode(px))
+    computed = "float32" if dtype is torch.float16 else str(dtype).removeprefix("torch.")
+    with pytest.raises(PrecisionError, match=f"computed in {computed}") as caught:
+        finish(vae.decode(latent))
+    assert caught.value.field == "vae"
 
 
 def test_half_precision_that_holds_is_kept(network: AutoencoderKL, px: Tensor) -> None:

@@ -6,12 +6,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from overpaint_shared.errors import OverpaintError
 from overpaint_worker import protocol as p
+from overpaint_worker.engine.families.sd import SdModel
 from overpaint_worker.engine.trajectory import Trajectory
-from tests.rendering import DEVICE, INPUTS, img2img, kitchen, pixels, render, request
+from tests.rendering import DEVICE, INPUTS, house, img2img, kitchen, pixels, render, request
 
 STAGES = ["prepare", "load", "condition", "encode", "denoise", "decode", "store"]
 
@@ -196,3 +198,27 @@ def test_a_job_cancelled_at_any_stage_leaves_and_its_neighbour_does_not_notice(t
     last = k.said.index(ends["gone"])
     assert not [m for m in k.said[last + 1 :] if getattr(m, "job", None) == "gone"]
     assert not [m for m in k.said[last + 1 :] if isinstance(m, p.Unit) and "gone" in m.jobs]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"), [("float16", '"bfloat16" or "float32"'), ("float32", "lower `cfg`")]
+)
+def test_a_job_whose_steps_leave_the_numbers_fails_alone_and_is_told_why(
+    tiny_registry, monkeypatch, dtype, words
+):
+    whole = SdModel.denoise
+
+    def overflowing(self, x, *rest, **more):
+        """As float16 does: the larger of two pictures is too much."""
+        denoised = whole(self, x, *rest, **more)
+        return denoised * float("inf") if x.shape[-1] > 8 else denoised
+
+    monkeypatch.setattr(SdModel, "denoise", overflowing)
+    jobs = [request("large", img2img(image="img256.png", steps=2)), request("small", img2img(steps=2))]
+    ends = render(tiny_registry, jobs, dtype=dtype)
+    assert isinstance(ends["small"], p.Done), ends["small"]
+    failed = ends["large"]
+    assert (failed.kind, failed.error["code"], failed.error["field"]) == ("job", "precision", "model")
+    assert words in failed.error["fix"]
+    store = house(tiny_registry, dtype).models
+    assert store.get("tiny")._vae._vae.dtype == getattr(torch, dtype), "the VAE is not to blame"

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overpaint_shared.errors import EngineError
+from overpaint_shared.errors import PrecisionError
 from overpaint_worker.engine.clipseg import maps
 
 DATA = Path(__file__).parents[1] / "data"
@@ -101,10 +101,10 @@ def test_a_map_without_a_difference_finds_nothing_and_is_black(level: float) -> 
     )  # 127.5, half to even
 
 
-def test_logits_that_are_no_numbers_are_the_engines_fault() -> None:
+def test_logits_that_are_no_numbers_are_refused() -> None:
     logits = np.zeros((8, 8), np.float32)
     logits[3, 3] = np.nan
-    with pytest.raises(EngineError):
+    with pytest.raises(PrecisionError):
         found(logits)
 
 

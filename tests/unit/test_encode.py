@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from overpaint_shared.errors import EngineError, InputError
+from overpaint_shared.errors import InputError, PrecisionError
 from overpaint_shared.job import Output, Pad
 from overpaint_shared.settings import Limits
 from overpaint_worker.engine import canvas, composite, encode, picture
@@ -49,7 +49,7 @@ def test_levels_that_were_read_come_back_as_they_were(truncate: bool) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_no_number_is_never_made_a_level(bad: float) -> None:
-    with pytest.raises(EngineError):
+    with pytest.raises(PrecisionError):
         encode.encode(torch.full((4, 4, 3), bad), PNG)
 
 

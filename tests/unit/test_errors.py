@@ -51,6 +51,7 @@ def test_every_error_crosses_as_json_and_keeps_its_type(kind: type[OverpaintErro
     ("kind", "exit_code"),
     [
         (errors.MaskError, 1),
+        (errors.PrecisionError, 1),
         (errors.EngineHung, 1),
         (errors.SpecError, 2),
         (errors.SettingsError, 2),

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin
 
-from overpaint_shared.errors import EngineError, InputError
+from overpaint_shared.errors import InputError, PrecisionError
 from overpaint_shared.job import Output
 
 from . import colour, deep_png
@@ -93,14 +93,17 @@ def quantise(values: torch.Tensor, depth: Literal[8, 16] = 8, *, truncate: bool 
     Values outside 0..1 are clipped.
 
     Raises:
-        EngineError: a value is not a number.
+        PrecisionError: a value is not a number.
 
     """
     top = 2**depth - 1
     found = values.to("cpu", torch.float32)
     least, most = (float(end) for end in torch.aminmax(found))  # one pass, which a NaN comes through
     if not math.isfinite(least) or not math.isfinite(most):
-        raise EngineError("the rendered picture holds values that are no numbers", field="image", value="nan")
+        raise PrecisionError(
+            "the rendered picture holds values that are no numbers", field="image", value="nan",
+            fix="render it with another model, or an operator has the weights of this one checked",
+        )  # fmt: skip
     levels = found * top
     if least < 0 or most > 1:
         levels.clamp_(0, top)
@@ -133,7 +136,7 @@ def encode(
         compat: cut levels off instead of rounding them, as the reference does.
 
     Raises:
-        InputError: what `check` refuses. EngineError: the picture is not made of numbers.
+        InputError: what `check` refuses. PrecisionError: the picture is not made of numbers.
 
     """
     check(output, image.shape[1], image.shape[0], alpha)

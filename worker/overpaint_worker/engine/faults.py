@@ -12,6 +12,7 @@ from overpaint_shared.errors import (
     ModelLoadError,
     OutOfMemory,
     OverpaintError,
+    PrecisionError,
     SpecError,
     UnsupportedError,
 )
@@ -52,3 +53,23 @@ def judge(error: Exception) -> tuple[Kind, OverpaintError]:
 def is_broken_device(error: BaseException) -> bool:
     """After such an error nothing works on the device until the process is started anew."""
     return isinstance(error, torch.AcceleratorError)
+
+
+def all_numbers(latent: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The latent that a model made in `dtype`, looked at before a VAE is: it would take values that are none
+    for an overflow of its own.
+
+    The same job does it again, so it is not tried again. Raises PrecisionError.
+    """
+    if bool(torch.isfinite(latent).all()):
+        return latent
+    computed = str(dtype).removeprefix("torch.")
+    fix = "lower `cfg` and the weights of LoRAs and ControlNets; a model all of whose jobs fail so is damaged"
+    if dtype == torch.float16:
+        fix = f'have an operator write dtype = "bfloat16" or "float32" for the model; else {fix}'
+    raise PrecisionError(
+        f"the steps left the range of numbers of {computed}, in which this worker computes the model",
+        field="model",
+        value=computed,
+        fix=fix,
+    )

@@ -24,6 +24,7 @@ from overpaint_shared.settings import Limits
 from overpaint_worker.engine.clipseg.findings import Findings, search, texts
 from overpaint_worker.engine.controls import Control
 from overpaint_worker.engine.entries import check_entries, named
+from overpaint_worker.engine.faults import all_numbers
 from overpaint_worker.engine.methods import METHODS, Hint
 from overpaint_worker.engine.packing import Packed, pack
 from overpaint_worker.engine.preparation import Opened, Prepared, begin, open_pictures
@@ -179,7 +180,7 @@ class Session:
             model, _there(z0), conditionings, mask=mask, extra=extra, controls=controls
         )
         began = time.perf_counter()
-        self.latent = _there((yield self.trajectory))
+        self.latent = all_numbers(_there((yield self.trajectory)), model.dtype)
         self._seconds["denoise"] = time.perf_counter() - began
         self._rendered = yield from self._units("decode", coder.decode(self.latent))
 

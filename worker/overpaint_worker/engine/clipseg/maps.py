@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from overpaint_shared.errors import EngineError
+from overpaint_shared.errors import PrecisionError
 
 from .. import morphology
 
@@ -49,11 +49,14 @@ def indices(logits: torch.Tensor, *, threshold: float, blur: float, dilation: in
         dilation: cells by which a square grows on each side; nothing comes in over the border.
 
     Raises:
-        EngineError: the logits are no numbers.
+        PrecisionError: the logits are no numbers.
 
     """
     if not bool(torch.isfinite(logits).all()):
-        raise EngineError("the segmenter's answer is not made of numbers", field="mask", value="nan")
+        raise PrecisionError(
+            "the segmenter's answer is not made of numbers", field="mask", value="nan",
+            fix="name another segmenter; the weights of this one are damaged",
+        )  # fmt: skip
     likely = torch.sigmoid(logits.to("cpu", torch.float32)).numpy()
     likely = np.where(likely > np.float32(threshold), likely, np.float32(0))
     if blur > 0:

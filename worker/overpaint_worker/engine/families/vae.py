@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from overpaint_shared.errors import PrecisionError
+
 if TYPE_CHECKING:
     from overpaint_worker.engine.families import Work
 
@@ -116,15 +118,27 @@ class Vae:
         return ((y + 1) / 2).clamp(0, 1)
 
     def _run(self, layers: Callable[[], Sequence[Layer]], x: Tensor, fine: int, out: int) -> Work[Tensor]:
-        """`x` has `fine` values per latent cell, the result `out`. Half precision is left if it overflows."""
+        """`x` has `fine` values per latent cell, the result `out`. Half precision is left if it overflows.
+
+        Raises:
+            PrecisionError: float32 does, too, or bfloat16, whose range is the same.
+
+        """
         y = yield from self._tiled(layers(), x, fine, out)
-        if self._vae.dtype == torch.float16 and not bool(torch.isfinite(y).all()):
+        if _are_numbers(y):
+            return y
+        if self._vae.dtype == torch.float16:
             log.warning(
                 "half precision overflows in this VAE; it goes on in float32", action="vae_to_float32"
             )
             self._vae.to(torch.float32)
             y = yield from self._tiled(layers(), x, fine, out)
-        return y
+            if _are_numbers(y):
+                return y
+        raise PrecisionError(
+            f"what the VAE makes are no numbers, computed in {str(self._vae.dtype).removeprefix('torch.')}",
+            field="vae", value="nan", fix="name another VAE; the weights of this one are damaged",
+        )  # fmt: skip
 
     def _tiled(self, layers: Sequence[Layer], x: Tensor, fine: int, out: int) -> Work[Tensor]:
         height, width = (side // fine for side in x.shape[-2:])
@@ -167,6 +181,10 @@ class Vae:
         tail: Layer = lambda x: net.conv_out(net.conv_act(net.conv_norm_out(x)))  # noqa: E731
         blocks = [part for block in net.up_blocks for part in _parts(block, "upsamplers")]
         return [head, net.mid_block, *blocks, tail]
+
+
+def _are_numbers(x: Tensor) -> bool:
+    return bool(torch.isfinite(x).all())
 
 
 def _same(x: Tensor) -> Tensor:
