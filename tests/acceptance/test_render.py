@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from overpaint_shared.job import parse_job
+from overpaint_worker.commands import engine_options, prepared
 from tests.rendering import INPUTS, PARITY, img2img, pixels
 
 OVERPAINT = Path(sys.executable).with_name("overpaint")
@@ -80,6 +82,19 @@ def test_prepare_shows_canvas_and_mask_without_a_registry(folder, tmp_path):
     mask = pixels((tmp_path / "look/mask.png").read_bytes())[..., 0]
     assert (mask[:, 64:] == 255).all()
     assert (mask[:, :56] == 0).all()
+
+
+def test_prepare_cuts_levels_off_under_compat_as_render_does(folder):
+    def canvas(**more):
+        spec = parse_job({
+            **img2img(image="pictures/img64.png"), **more,
+            "prepare": [{"op": "scale_by", "factor": 1.5, "filter": "bilinear"}],
+        })  # fmt: skip
+        inputs = {"pictures/img64.png": (folder / "pictures/img64.png").read_bytes()}
+        return pixels(prepared(spec, inputs, engine_options(folder, "cpu", 1))[0]["canvas.png"])
+
+    off = canvas(compat="none") - canvas(compat="comfyui")
+    assert set(np.unique(off)) == {0, 1}
 
 
 WRONG = {

@@ -260,7 +260,10 @@ def prepared(
 
     opened = open_pictures(spec, inputs, options.limits)
     canvas, findings = opened.canvas, _found(opened, options)
-    files = {"canvas.png": encode.encode(canvas.rgb, Output(), canvas.icc, canvas.alpha, depth=canvas.depth)}
+    shown = encode.encode(
+        canvas.rgb, Output(), canvas.icc, canvas.alpha, depth=canvas.depth, compat=spec.compat == "comfyui"
+    )
+    files = {"canvas.png": shown}
     about: dict[str, Any] = {
         "width": canvas.size.width,
         "height": canvas.size.height,
