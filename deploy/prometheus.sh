@@ -13,12 +13,13 @@ if [ ! -d "$ours" ]; then
         echo "no promtool on PATH, and no apt-get to fetch it with; install Prometheus to have its rules checked" >&2
         exit 1
     fi
-    work=$(mktemp -d .venv/prometheus.XXXXXX)
+    mkdir -p .venv
+    work=$(mktemp -d "$PWD/.venv/prometheus.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     cd "$work"
     mkdir -p lists/partial cache/archives/partial
     # Lists of its own: a machine's may be missing (as in a container's image) or old.
-    apt="apt-get -qq -o APT::Sandbox::User=root -o Dir::State::Lists=$PWD/lists -o Dir::Cache=$PWD/cache"
+    apt="apt-get -qq -o Acquire::Retries=3 -o APT::Sandbox::User=root -o Dir::State::Lists=$PWD/lists -o Dir::Cache=$PWD/cache"
     $apt update >&2
     $apt download prometheus >&2
     dpkg-deb -x prometheus_*.deb unpacked
