@@ -19,7 +19,7 @@ from overpaint_producer.follow import follow
 from overpaint_shared.errors import JobError, OverpaintError, UnknownJob
 from overpaint_shared.job import JobSpec, parse_job
 from overpaint_shared.ledger import Event, JobRecord, Ledger, QueueState, WorkerRecord
-from overpaint_shared.ledger.states import LIVE, JobState
+from overpaint_shared.ledger.states import LIVE, JobState, next_step
 from overpaint_shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -325,7 +325,12 @@ def done(record: JobRecord) -> JobRecord:
     if record.error is not None:
         raise OverpaintError.from_json(record.error)
     why = f" ({record.fault})" if record.fault else ""
-    raise JobError(f"job {record.id} is {record.state}{why}", field="job", value=record.id)
+    raise JobError(
+        f"job {record.id} is {record.state}{why}",
+        field="job",
+        value=record.id,
+        fix=next_step(record.state, record.id),
+    )
 
 
 def picture_name(files: Mapping[str, str]) -> str:

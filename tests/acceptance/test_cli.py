@@ -278,6 +278,31 @@ def test_get_of_a_failed_job_ends_with_its_error(shell: Shell, farm: Farm, hand:
     assert json.loads(result.err)["error"]["code"] == "mask"
 
 
+def test_get_and_replay_of_a_cancelled_job_say_how_to_submit_it_anew(
+    shell: Shell, farm: Farm, hand: Hand
+) -> None:
+    submitted = farm.submit(shell.folder / "job.json")
+    submitted.cancel()
+    wanted = f"overpaint status {submitted.id} --json | jq .spec | overpaint submit -"
+    for command in ("get", "replay"):
+        refused = shell.overpaint(command, submitted.id)
+        assert (refused.code, refused.out) == (1, "")
+        assert "is cancelled" in refused.err
+        assert wanted in refused.err
+    spec = shell.overpaint("status", submitted.id, "--json").lines[0]["spec"]
+    again = shell.overpaint("submit", "-", stdin=json.dumps(spec, indent=2))  # as jq would print it
+    assert (again.code, again.err) == (0, "")
+    assert again.out.strip() not in ("", submitted.id)
+
+
+def test_replay_of_a_job_that_is_done_says_how_to_fetch_it(shell: Shell, farm: Farm, hand: Hand) -> None:
+    submitted = farm.submit(shell.folder / "job.json")
+    hand.render(submitted.id)
+    refused = shell.overpaint("replay", submitted.id)
+    assert (refused.code, refused.out) == (1, "")
+    assert f"overpaint get {submitted.id}" in refused.err
+
+
 def test_cancel_stops_a_whole_group(shell: Shell, farm: Farm, hand: Hand) -> None:
     jobs = farm.submit_many([shell.folder / "job.json"] * 3, group="night")
     token = hand.claim(jobs[0].id).token

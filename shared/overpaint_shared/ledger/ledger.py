@@ -44,7 +44,7 @@ from overpaint_shared.ledger.records import (
     WorkerRecord,
 )
 from overpaint_shared.ledger.scripts import Scripts
-from overpaint_shared.ledger.states import JobState
+from overpaint_shared.ledger.states import JobState, next_step
 from overpaint_shared.setting_views import LedgerSettings
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ class Ledger:
                 f"job {job_id} is {state}; only a failed or dead job can be replayed",
                 field="job",
                 value=job_id,
+                fix=next_step(JobState(state), job_id),
             )
         return wire.wakeups(due)
 

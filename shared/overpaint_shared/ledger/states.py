@@ -63,3 +63,14 @@ REPLAYABLE: Final = frozenset({_S.FAILED, _S.DEAD})
 def is_legal(before: JobState, after: JobState) -> bool:
     """Whether a job may go from `before` to `after`."""
     return after in MOVES[before]
+
+
+def next_step(state: JobState, job_id: str) -> str:
+    """What to type about a job in this state, where something else was asked of it."""
+    if state in LIVE:
+        return f"wait for it with: overpaint watch {job_id}"
+    if state is JobState.DONE:
+        return f"fetch it with: overpaint get {job_id}"
+    if state is JobState.CANCELLED:
+        return f"submit it anew with: overpaint status {job_id} --json | jq .spec | overpaint submit -"
+    return f"queue it again with: overpaint replay {job_id}"
