@@ -229,8 +229,19 @@ def test_clip_set_last_layer_counts_from_the_last() -> None:
         == "node 12 (CLIPSetLastLayer).stop_at_clip_layer"
     )
     assert problem(changed(made, "7", clip=["4", 1])).path == "node 3 (KSampler).negative"
+
+
+def test_clip_set_last_layer_of_other_families_is_taken_where_it_means_the_same() -> None:
+    made = graph(n12=node("CLIPSetLastLayer", clip=["4", 1], stop_at_clip_layer=-2))
+    made = changed(changed(made, "6", clip=["12", 0]), "7", clip=["12", 0])
     sdxl = Names(Catalogue.merge([worker(model("v1-5-pruned", family="sdxl"))]))
-    assert "family sdxl" in problem(made, names=sdxl).message
+    for stop, skipped in ((-2, 1), (-3, 2), (-12, 11)):
+        assert spec(changed(made, "12", stop_at_clip_layer=stop), names=sdxl)["clip_skip"] == skipped
+    very_last = problem(changed(made, "12", stop_at_clip_layer=-1), names=sdxl)
+    assert (very_last.given, very_last.path) == ("-1", "node 12 (CLIPSetLastLayer).stop_at_clip_layer")
+    assert "family sdxl" in very_last.message
+    second = Names(Catalogue.merge([worker(model("v1-5-pruned", family="sd", context_width=1024))]))
+    assert "does not begin there" in problem(made, names=second).message
 
 
 def test_differential_diffusion_needs_a_mask_and_its_full_strength() -> None:

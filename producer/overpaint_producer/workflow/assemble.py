@@ -117,15 +117,29 @@ def _loras(value: Conditioning | Denoiser) -> str:
 
 
 def _clip_skip(sampled: Sampled, model: str, job: Assembly) -> None:
+    """The layer that is read, counted from the last: -1 is a `clip_skip` of 0, -2 of 1.
+
+    SDXL reads the one before the last anyhow, without the final norm, so -2 changes nothing there and a
+    `clip_skip` of 0 or 1 is the same; of -1, the very last one without that norm, no job speaks. SD 2.x is
+    kept without its last layer, so that its count begins elsewhere.
+    """
     clip = sampled.positive.clip
     if clip.last_layer is None or clip.layer_node is None:
         return
     traits = job.names.traits("model", model)
     if traits is None:
         job.notes.append(
-            f"{clip.layer_node.said}: counted as for Stable Diffusion 1.x; "
-            "for other families clip_skip differs"
+            f"{clip.layer_node.said}: counted as for Stable Diffusion 1.x and, from -2 on, XL; "
+            "for other models clip_skip differs"
         )
+    elif traits.family == "sdxl":
+        if clip.last_layer == -1:
+            clip.layer_node.refuse(
+                "stop_at_clip_layer",
+                f"asks for the very last layer, which {model!r} (family sdxl) never reads",
+                given="-1",
+                allowed="-2, which is what it reads by itself, or less",
+            )
     elif traits.family != "sd" or traits.context_width not in {None, SD1_WIDTH}:
         clip.layer_node.refuse(
             "stop_at_clip_layer",
