@@ -1,70 +1,74 @@
-"""Holes to train repainting with, one a scene, and what is said of what belongs there."""
+"""Holes to learn repainting with, new ones whenever a scene is shown, and what is said of what they hide."""
 
 from __future__ import annotations
 
 import random
 
-import numpy as np
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
+from torch.nn import functional as F
 
 from deploy.miniatures import world
-from deploy.miniatures.training import COUNT, Plan, pixels, signed
+from deploy.miniatures.data import Scenes
+
+SIZE = world.SIZE
+KINDS = ("object", "object", "box", "box", "anywhere")
 
 
-def hole(number: int) -> tuple[np.ndarray, str]:
-    """A mask [128, 128] of 0 and 255 for that scene, and a caption of what it hides or of the whole scene."""
-    dice, scene = random.Random(-number - 1), world.scene(number)
-    word = dice.choice(list(scene.masks))
-    sheet = Image.new("L", (world.SIZE, world.SIZE))
-    kind = dice.choice(("object", "object", "box", "box", "anywhere"))
-    if kind == "object":
-        sheet = Image.fromarray(scene.masks[word]).filter(ImageFilter.MaxFilter(2 * dice.randint(2, 8) + 1))
-    else:
-        box = _around(dice, Image.fromarray(scene.masks[word])) if kind == "box" else _anywhere(dice)
-        draw = ImageDraw.Draw(sheet)
-        (draw.ellipse if dice.random() < 0.4 else draw.rectangle)(box, fill=255)
-    mask = (np.asarray(sheet) > 127).astype(np.uint8) * 255
-    hidden = kind != "anywhere"
-    own = dice.choice((world.article(word), f"{world.article(word)} on a {scene.ground} background"))
-    return mask, own if hidden and dice.random() < 0.6 else scene.caption
+def holes(scenes: Scenes, chosen: Tensor, dice: random.Random) -> tuple[Tensor, list[str]]:
+    """Masks [B, 1, 256, 256] of 0 and 1, and a caption each: of what it hides, or of the whole scene."""
+    device, count = scenes.labels.device, len(chosen)
+    numbers = chosen.tolist()
+    places = [dice.randrange(len(scenes.words[n])) for n in numbers]
+    kinds = [dice.choice(KINDS) for _ in numbers]
+    shown = (scenes.labels[chosen] == torch.tensor(places, device=device).view(-1, 1, 1) + 1).unsqueeze(1)
+    anywhere = torch.tensor([kind == "anywhere" for kind in kinds], device=device)
+    boxes = torch.where(anywhere.view(-1, 1), _anywhere(count, device), _around(shown))
+    outlined = torch.tensor([kind == "object" for kind in kinds], device=device).view(-1, 1, 1, 1)
+    masks = torch.where(outlined, _grown(shown, dice), _filled(boxes))
+    said = [
+        _said(scenes, n, place, kind, dice) for n, place, kind in zip(numbers, places, kinds, strict=True)
+    ]
+    return masks, said
 
 
-def _around(dice: random.Random, mask: Image.Image) -> tuple[int, int, int, int]:
-    left, top, right, bottom = mask.getbbox() or (32, 32, 96, 96)
-    grow = [dice.randint(2, 16) for _ in range(4)]
-    return (
-        max(left - grow[0], 0),
-        max(top - grow[1], 0),
-        min(right + grow[2], 127),
-        min(bottom + grow[3], 127),
-    )
+def _said(scenes: Scenes, number: int, place: int, kind: str, dice: random.Random) -> str:
+    word = world.article(scenes.words[number][place])
+    own = dice.choice((word, f"{word} on a {scenes.grounds[number]} background"))
+    return own if kind != "anywhere" and dice.random() < 0.6 else scenes.captions[number]
 
 
-def _anywhere(dice: random.Random) -> tuple[int, int, int, int]:
-    width, height = dice.randint(24, 96), dice.randint(24, 96)
-    x, y = dice.randint(0, 127 - width), dice.randint(0, 127 - height)
-    return x, y, x + width, y + height
+def _grown(shown: Tensor, dice: random.Random) -> Tensor:
+    """The object's outline, grown by 4 to 16 pixels: one growth for the batch, another each time."""
+    reach = dice.randint(4, 16)
+    return F.max_pool2d(shown.float(), 2 * reach + 1, 1, reach)
 
 
-@torch.no_grad()
-def masked_latents(plan: Plan, vae: AutoencoderKL) -> Tensor:
-    """Rounded mask, and latent of the picture with grey in its hole: float [12000, 5, 16, 16]."""
-    path, data, scale = plan.out / "holes.pt", pixels(plan.out), float(vae.config["scaling_factor"])
-    if not path.exists():
-        done = []
-        for start in range(0, COUNT, 100):
-            masks = torch.from_numpy(np.stack([hole(n)[0] for n in range(start, start + 100)]))
-            masks = (masks.unsqueeze(1).float() / 255).to(plan.device)
-            grey = signed(data[start : start + 100], plan.device) * (1 - masks)
-            small = torch.nn.functional.interpolate(masks, size=(16, 16), mode="bilinear").round()
-            done.append(torch.cat([small, vae.encode(grey).latent_dist.mode() * scale], 1).half().cpu())
-        torch.save(torch.cat(done), path)
-    return torch.load(path, weights_only=True).float()
+def _around(shown: Tensor) -> Tensor:
+    """Boxes (left, top, right, bottom) [B, 4] around what shows, with 4 to 32 pixels to spare."""
+    line = torch.arange(SIZE, device=shown.device)
+    ends = []
+    for axis in (2, 3):  # over rows: where it lies along x; over columns: along y
+        there = shown.any(axis).squeeze(1)
+        ends.append(torch.where(there, line, SIZE).amin(1))
+        ends.append(torch.where(there, line, -1).amax(1))
+    box = torch.stack([ends[0], ends[2], ends[1], ends[3]], 1).float()
+    spare = torch.randint(4, 33, box.shape, device=shown.device).float()
+    return box + spare * box.new_tensor([-1, -1, 1, 1])
 
 
-def captions() -> list[str]:
-    """What is said of each scene's hole."""
-    return [hole(number)[1] for number in range(COUNT)]
+def _anywhere(count: int, device: torch.device) -> Tensor:
+    sides = torch.randint(48, 193, (count, 2), device=device).float()
+    corner = torch.rand(count, 2, device=device) * (SIZE - sides)
+    return torch.cat([corner, corner + sides], 1)
+
+
+def _filled(boxes: Tensor) -> Tensor:
+    """Rectangles, and as often as not the ellipses in them, [B, 1, 256, 256]."""
+    line = torch.arange(SIZE, device=boxes.device).float()
+    left, top, right, bottom = (edge.view(-1, 1, 1) for edge in boxes.unbind(1))
+    x, y = line.view(1, 1, -1), line.view(1, -1, 1)
+    across, down = (2 * x - left - right) / (right - left), (2 * y - top - bottom) / (bottom - top)
+    round_ones = torch.rand(len(boxes), 1, 1, device=boxes.device) < 0.4
+    inside = torch.where(round_ones, across**2 + down**2, torch.maximum(across.abs(), down.abs()))
+    return (inside <= 1).float().unsqueeze(1)

@@ -1,24 +1,27 @@
 """Train the miniature's `CLIPSegForImageSegmentation`: a word to where it is. Knows nothing of the VAE.
 
 `python -m deploy.miniatures.segmenter --out DIR`. Words that are not in the picture are asked too, so that
-"nothing here" is an answer it can give.
+"nothing here" is an answer it can give; pictures are roughened at random, as rendered ones are.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
-import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from deploy.miniatures import words, world
-from deploy.miniatures.training import COUNT, parse_plan, pixels, sheet, signed, train
+from deploy.miniatures.data import Scenes
+from deploy.miniatures.training import parse_plan, sheet, train
 
-BATCH, WIDTH, LENGTH = 16, 96, 77
+WIDTH, PATCH, LAYERS = 96, 8, 5
+ABSENT = 0.3  # share of questions for what is not there
 PREPROCESSOR = {
     "image_processor_type": "ViTImageProcessor",
     "do_resize": True,
@@ -34,75 +37,92 @@ WORDINGS = ("{0}", "{0}", "{1}", "the {0}", "a picture of {1}")
 
 
 def build(vocabulary: int, end: int) -> CLIPSegForImageSegmentation:
-    """The untrained network: 128 pixels, patches of 8, four layers of width 96 on either side."""
+    """The untrained network: 256 pixels, patches of 8, five layers of width 96."""
     shared = {"hidden_size": WIDTH, "intermediate_size": 3 * WIDTH, "num_attention_heads": 4}
     config = CLIPSegConfig(
         text_config={
-            **shared, "num_hidden_layers": 2, "vocab_size": vocabulary, "max_position_embeddings": LENGTH,
-            "bos_token_id": 0, "eos_token_id": end, "pad_token_id": end,
+            **shared, "num_hidden_layers": 2, "vocab_size": vocabulary, "bos_token_id": 0,
+            "max_position_embeddings": words.LENGTH, "eos_token_id": end, "pad_token_id": end,
         },
-        vision_config={**shared, "num_hidden_layers": 4, "image_size": world.SIZE, "patch_size": 8},
-        projection_dim=WIDTH, extract_layers=[1, 2, 3], reduce_dim=48, decoder_num_attention_heads=4,
+        vision_config={
+            **shared, "num_hidden_layers": LAYERS, "image_size": world.SIZE, "patch_size": PATCH,
+        },
+        projection_dim=WIDTH, extract_layers=[1, 3, 4], reduce_dim=48, decoder_num_attention_heads=4,
         decoder_intermediate_size=192, conditional_layer=0, use_complex_transposed_convolution=False,
     )  # fmt: skip
     return CLIPSegForImageSegmentation(config)
 
 
-def question(dice: random.Random, masks: dict[str, np.ndarray]) -> tuple[str, np.ndarray]:
-    """A wording of a word, and where that word is [128, 128], 0..1; three in ten words are absent."""
-    if dice.random() < 0.3:
-        word = dice.choice([w for w in world.OBJECTS if w not in masks])
-        mask = np.zeros((world.SIZE, world.SIZE), np.float32)
-    else:
-        word = dice.choice(list(masks))
-        mask = masks[word].astype(np.float32) / 255
-    return dice.choice(WORDINGS).format(word, world.article(word)), mask
+def questions(scenes: Scenes, chosen: Tensor, dice: random.Random) -> tuple[list[str], Tensor]:
+    """A wording of a word for each scene, and where that word is [B, 256, 256], 0 or 1."""
+    asked, places = [], []
+    for number in chosen.tolist():
+        there = scenes.words[number]
+        place = -1 if dice.random() < ABSENT else dice.randrange(len(there))
+        absent = [word for word in world.OBJECTS if word not in there]
+        word = dice.choice(absent) if place < 0 else there[place]
+        asked.append(dice.choice(WORDINGS).format(word, world.article(word)))
+        places.append(place + 1 or 255)  # no label is 255
+    wanted = torch.tensor(places, device=scenes.labels.device).view(-1, 1, 1)
+    return asked, (scenes.labels[chosen] == wanted).float()
+
+
+def roughened(pictures: Tensor, dice: random.Random) -> Tensor:
+    """As they are, or blurred a little, or with grain."""
+    size = pictures.shape[-2:]
+    if dice.random() < 0.4:
+        small = F.interpolate(pictures, scale_factor=dice.uniform(0.35, 0.9), mode="bilinear", antialias=True)
+        pictures = F.interpolate(small, size=size, mode="bicubic")
+    if dice.random() < 0.4:
+        pictures = pictures + torch.randn_like(pictures) * dice.uniform(0, 0.08)
+    return pictures
 
 
 def main() -> None:
     """Train, from the check point where there is one."""
-    plan = parse_plan("segmenter", steps=5_000, rate=1.5e-3)
-    data, tokenizer = pixels(plan.out), words.load(plan.out / "tokenizer")
+    plan = parse_plan("segmenter", steps=15_000, rate=1e-3, batch=48)
+    scenes, tokenizer = plan.data(), words.load(plan.out / "tokenizer")
     model = build(tokenizer.get_vocab_size(), tokenizer.token_to_id(words.END)).to(plan.device)
 
-    def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(step: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
         dice = random.Random(step)
-        chosen = [dice.randrange(COUNT) for _ in range(BATCH)]
-        asked = [question(dice, world.scene(number).masks) for number in chosen]
-        ids = torch.tensor([words.encode(tokenizer, text) for text, _ in asked]).to(plan.device)
-        truth = torch.from_numpy(np.stack([mask for _, mask in asked])).to(plan.device)
-        return signed(data[sorted(chosen)][np.argsort(np.argsort(chosen))], plan.device), ids, truth
+        chosen = torch.randint(len(scenes), (count,), device=plan.device)
+        asked, truth = questions(scenes, chosen, dice)
+        ids = words.batch(tokenizer, asked).to(plan.device)
+        return roughened(scenes.pictures(chosen), dice), ids, truth
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        seen, ids, truth = batch(step)
+    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        seen, ids, truth = batch(step, plan.batch)
         logits = model(input_ids=ids, pixel_values=seen).logits.float()
         likely = logits.sigmoid()
-        overlap = (likely * truth).sum((1, 2)), (likely + truth).sum((1, 2))
-        dice = 1 - (2 * overlap[0] + 20) / (overlap[1] + 20)
-        return F.binary_cross_entropy_with_logits(logits, truth) + 0.3 * dice.mean(), {
-            "iou": iou(logits, truth)
-        }
+        both, either = (likely * truth).sum((1, 2)), (likely + truth).sum((1, 2))
+        overlap = (1 - (2 * both + 80) / (either + 80)).mean()
+        return F.binary_cross_entropy_with_logits(logits, truth) + 0.3 * overlap, {"iou": iou(logits, truth)}
 
     def sample(module: nn.Module, step: int) -> None:
-        seen, ids, truth = batch(10**6)
+        seen, ids, truth = batch(0, 10)
         found = module(input_ids=ids, pixel_values=seen).logits.sigmoid()
         as_grey = [(m * 2 - 1).unsqueeze(1).expand(-1, 3, -1, -1) for m in (truth, found)]
         sheet([seen, *as_grey], plan.folder / f"sample-{step:06}.png")
 
     train(plan, model, loss_of, sample)
-    model.save_pretrained(plan.folder / "model")
-    (plan.folder / "model" / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=1))
-    tokenizer.save(str(plan.folder / "model" / "tokenizer.json"))
+    save(model, tokenizer, plan.folder / "model")
 
 
-def iou(logits: Tensor, truth: Tensor) -> float:
+def save(model: CLIPSegForImageSegmentation, tokenizer: Tokenizer, folder: Path) -> None:
+    """A transformers folder, with how pictures and words are read."""
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n")
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def iou(logits: Tensor, truth: Tensor) -> Tensor:
     """Mean intersection over union, at one half, of those pictures that hold the word."""
     found, true = logits.detach() > 0, truth > 0.5
-    union = (found | true).sum((1, 2))
+    union = (found | true).sum((1, 2)).clamp(min=1)
     asked = true.any(2).any(1)
-    return (
-        float(((found & true).sum((1, 2)) / union.clamp(min=1))[asked].mean()) if bool(asked.any()) else 0.0
-    )
+    shares = torch.where(asked, (found & true).sum((1, 2)) / union, 0.0)
+    return shares.sum() / asked.sum().clamp(min=1)
 
 
 if __name__ == "__main__":

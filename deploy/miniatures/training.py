@@ -1,4 +1,4 @@
-"""What every training script here shares: scenes as arrays, the step loop with resume, averages, sheets."""
+"""What every training script here shares: the command line, the step loop with resume, averages, sheets."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from deploy.miniatures import world
+from deploy.miniatures import data
 
-COUNT = 12_000  # scenes to train on
+WARM_UP = 200  # steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,46 +25,43 @@ class Plan:
     out: Path
     name: str
     steps: int
+    minutes: float
     rate: float
+    batch: int
+    scenes: int
     device: torch.device
     every: int = 250  # steps between lines of the log, and check points
-    average: float = 0.998  # of the exponential moving average that is kept
+    average: float = 0.999  # of the exponential moving average that is kept
 
     @property
     def folder(self) -> Path:
         """Where this model's check point, log and sheets lie."""
         return self.out / self.name
 
+    def data(self) -> data.Scenes:
+        """The scenes to learn from."""
+        return data.load(self.out, self.scenes, self.device)
 
-def parse_plan(name: str, *, steps: int, rate: float) -> Plan:
+
+def parse_plan(name: str, *, steps: int, rate: float, batch: int) -> Plan:
     """The command line that all the scripts have."""
     parser = argparse.ArgumentParser(prog=f"python -m deploy.miniatures.{name}")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for check points, logs and sample sheets"
+        "--out", type=Path, required=True, help="folder for scenes, check points, logs and sample sheets"
     )
     parser.add_argument("--steps", type=int, default=steps, help="steps in all, over every resumed run")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="at most, over every resumed run")
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--rate", type=float, default=rate, help="of learning, at its highest")
+    parser.add_argument("--scenes", type=int, default=40_000, help="to draw and to learn from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    plan = Plan(out=given.out, name=name, steps=given.steps, rate=rate, device=torch.device(given.device))
+    given = vars(parser.parse_args())
+    torch.set_num_threads(given.pop("threads"))
+    torch.backends.cudnn.benchmark = True
+    plan = Plan(name=name, **{**given, "device": torch.device(given["device"])})
     plan.folder.mkdir(parents=True, exist_ok=True)
     return plan
-
-
-def pixels(out: Path, count: int = COUNT) -> np.ndarray:
-    """The first `count` scenes, uint8 [count, 128, 128, 3], drawn once and kept in `out`."""
-    path = out / f"scenes-{count}.npy"
-    if not path.exists():
-        drawn = np.stack([world.scene(number).pixels for number in range(count)])
-        np.save(path.with_suffix(".part.npy"), drawn)
-        path.with_suffix(".part.npy").rename(path)
-    return np.load(path, mmap_mode="r")
-
-
-def signed(batch: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """uint8 [B, H, W, 3] to float [B, 3, H, W] in -1..1."""
-    return torch.as_tensor(np.asarray(batch)).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
 
 
 class Average:
@@ -79,60 +75,100 @@ class Average:
     def update(self, module: nn.Module, step: int) -> None:
         """Follow the module; faster in the first steps, when its weights are still far off."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for key, value in module.state_dict().items():
-            kept = self.weights[key]
-            if value.dtype.is_floating_point:
-                kept.lerp_(value, 1 - decay)
-            else:
-                kept.copy_(value)
+        pairs = [(self.weights[k], v) for k, v in module.state_dict().items() if v.is_floating_point()]
+        torch._foreach_lerp_([kept for kept, _ in pairs], [new for _, new in pairs], 1 - decay)
+
+
+class Clock:
+    """How far training has come, over all its runs: the later of steps done and minutes spent."""
+
+    def __init__(self, plan: Plan, spent: float = 0.0) -> None:
+        self._plan, self._began = plan, time.monotonic() - spent
+
+    @property
+    def spent(self) -> float:
+        """Seconds."""
+        return time.monotonic() - self._began
+
+    def share(self, step: int) -> float:
+        """0 at the start, 1 and more when it is over."""
+        return max(step / self._plan.steps, self.spent / (60 * self._plan.minutes))
+
+    def rate(self, step: int) -> float:
+        """Of learning: a short rise, then half a cosine down."""
+        warm = min(1.0, (step + 1) / WARM_UP)
+        return self._plan.rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.share(step))))
 
 
 def train(
     plan: Plan,
     module: nn.Module,
-    loss_of: Callable[[int], tuple[Tensor, dict[str, float]]],
+    loss_of: Callable[[int], tuple[Tensor, dict[str, Tensor]]],
     sample: Callable[[nn.Module, int], None],
     parameters: Iterable[nn.Parameter] | None = None,
-) -> Average:
-    """Run `loss_of(step)` until the plan's end, from the check point where there is one."""
+) -> None:
+    """Run `loss_of(step)` until the plan's end, from the check point where there is one.
+
+    The module has the averaged weights in the end.
+    """
     trained = list(parameters) if parameters is not None else list(module.parameters())
-    optimiser = torch.optim.AdamW(trained, lr=plan.rate, betas=(0.9, 0.99), weight_decay=0.01)
-    average, first = Average(module, plan.average), 0
+    fused = plan.device.type == "cuda"
+    optimiser = torch.optim.AdamW(trained, lr=plan.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=fused)
+    average, step, clock = Average(module, plan.average), 0, Clock(plan)
     saved = plan.folder / "checkpoint.pt"
     if saved.exists():
         state = torch.load(saved, map_location=plan.device, weights_only=True)
         module.load_state_dict(state["module"])
         optimiser.load_state_dict(state["optimiser"])
-        average.weights, first = state["average"], int(state["step"])
-    began, sums, counted = time.monotonic(), {}, 0
-    for step in range(first, plan.steps):
-        torch.manual_seed(step)
+        average.weights, step, clock = state["average"], int(state["step"]), Clock(plan, state["spent"])
+    log, over = _Log(plan, step), False
+    while not over:
         for group in optimiser.param_groups:
-            group["lr"] = _rate(plan, step)
+            group["lr"] = clock.rate(step)
+        torch.manual_seed(step)
         with torch.autocast(plan.device.type, torch.bfloat16):
             loss, figures = loss_of(step)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         average.update(module, step)
-        sums = {k: sums.get(k, 0.0) + v for k, v in {"loss": float(loss.detach()), **figures}.items()}
-        counted += 1
-        if (step + 1) % plan.every == 0 or step + 1 == plan.steps:
-            _log(
-                plan,
-                step + 1,
-                {k: v / counted for k, v in sums.items()},
-                (time.monotonic() - began) / counted,
-            )
-            began, sums, counted = time.monotonic(), {}, 0
-            kept = {"module": module.state_dict(), "optimiser": optimiser.state_dict()}
-            torch.save({**kept, "average": average.weights, "step": step + 1}, saved.with_suffix(".part"))
-            saved.with_suffix(".part").rename(saved)
-            if (step + 1) % (4 * plan.every) == 0 or step + 1 == plan.steps:
-                _with_average(module, average, lambda n=step + 1: sample(module, n))
+        step += 1
+        over = clock.share(step) >= 1
+        log.note({"loss": loss.detach(), **figures})
+        if step % plan.every == 0 or over:
+            log.write(step)
+            kept = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
+            _save({**kept, "average": average.weights, "spent": clock.spent}, saved)
+        if step % (8 * plan.every) == 0 or over:
+            _with_average(module, average, lambda n=step: sample(module, n))  # type: ignore[misc]
     module.load_state_dict(average.weights)
-    return average
+    module.eval()
+
+
+class _Log:
+    """Means of the figures since the last line; the figures stay on the device until then."""
+
+    def __init__(self, plan: Plan, step: int) -> None:
+        self._plan, self._sums, self._since, self._began = plan, dict[str, Tensor](), step, time.monotonic()
+
+    def note(self, figures: dict[str, Tensor]) -> None:
+        for name, value in figures.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def write(self, step: int) -> None:
+        count, now = step - self._since, time.monotonic()
+        words = " ".join(f"{k} {float(v) / count:.5f}" for k, v in self._sums.items())
+        line = f"{self._plan.name} step {step} {words} {(now - self._began) / count * 1000:.0f} ms/step"
+        with (self._plan.folder / "log.txt").open("a") as log:
+            log.write(line + "\n")
+        print(line, flush=True)
+        self._sums, self._since, self._began = {}, step, time.monotonic()
+
+
+def _save(state: dict[str, object], path: Path) -> None:
+    torch.save(state, path.with_suffix(".part"))
+    path.with_suffix(".part").rename(path)
 
 
 def _with_average(module: nn.Module, average: Average, act: Callable[[], None]) -> None:
@@ -143,18 +179,6 @@ def _with_average(module: nn.Module, average: Average, act: Callable[[], None]) 
         act()
     module.train()
     module.load_state_dict(own)
-
-
-def _rate(plan: Plan, step: int) -> float:
-    warm = min(1.0, (step + 1) / 100)
-    return plan.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / plan.steps)))
-
-
-def _log(plan: Plan, step: int, figures: dict[str, float], seconds: float) -> None:
-    words = " ".join(f"{k} {v:.5f}" for k, v in figures.items())
-    line = f"{plan.name} step {step}/{plan.steps} {words} {seconds * 1000:.0f} ms/step"
-    with (plan.folder / "log.txt").open("a") as log:
-        log.write(line + "\n")
 
 
 def sheet(rows: list[Tensor], path: Path) -> None:

@@ -6,9 +6,12 @@ A word of the world is one token; any other word falls apart into letters, so ev
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
 
 from deploy.miniatures import world
 
@@ -55,6 +58,11 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     start, end = (tokenizer.token_to_id(mark) for mark in (START, END))
     ids = [start, *tokenizer.encode(text, add_special_tokens=False).ids[: LENGTH - 2]]
     return ids + [end] * (LENGTH - len(ids))
+
+
+def batch(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
+    """Ids [B, 77] of several texts."""
+    return torch.tensor([encode(tokenizer, text) for text in texts])
 
 
 def _captions() -> list[str]:

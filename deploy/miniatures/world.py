@@ -1,6 +1,6 @@
 """The world that the miniature models are trained in: captioned scenes of colour emoji with exact masks.
 
-A scene is one to three objects of 24 kinds on a shaded, sometimes patterned ground of one of ten colours.
+A scene is one to three objects of 32 kinds on a shaded, sometimes patterned ground of one of ten colours.
 Everything follows from the scene's number: the same number is the same scene on every machine with the same
 font file and the same Pillow.
 """
@@ -8,6 +8,7 @@ font file and the same Pillow.
 from __future__ import annotations
 
 import functools
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")  # Debian: fonts-noto-color-emoji
+DEBIAN_FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"  # package fonts-noto-color-emoji
+FONT = Path(os.environ.get("OVERPAINT_EMOJI_FONT", DEBIAN_FONT))
 FONT_SIZE = 109  # the one size that the font's bitmaps have, in pixels
-SIZE = 128  # a scene's side, in pixels
+SIZE = 256  # a scene's side, in pixels
 
 OBJECTS = {
     "apple": "🍎", "banana": "🍌", "pizza": "🍕", "strawberry": "🍓", "cat": "🐱", "dog": "🐶",
     "frog": "🐸", "panda": "🐼", "fox": "🦊", "pig": "🐷", "star": "⭐", "heart": "❤",
     "rocket": "🚀", "car": "🚗", "sunflower": "🌻", "tree": "🌳", "ball": "⚽", "balloon": "🎈",
     "hat": "🎩", "mushroom": "🍄", "cactus": "🌵", "moon": "🌙", "fish": "🐠", "crown": "👑",
+    "lemon": "🍋", "owl": "🦉", "butterfly": "🦋", "robot": "🤖", "lion": "🦁", "pumpkin": "🎃",
+    "guitar": "🎸", "house": "🏠",
 }  # fmt: skip
 GROUNDS = {
     "white": (240, 240, 238), "gray": (128, 130, 134), "black": (28, 28, 32), "red": (186, 52, 48),
@@ -39,7 +43,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A picture [128, 128, 3], what is said of it, and where each object shows (0..255, [128, 128])."""
+    """A picture [256, 256, 3], what is said of it, and where each object shows (0..255, [256, 256])."""
 
     pixels: Pixels
     caption: str
@@ -56,7 +60,7 @@ def scene(number: int) -> Scene:
     masks: dict[str, Pixels] = {}
     for word, (x, y, side) in zip(words, _places(dice, len(words)), strict=True):
         glyph = _glyph(word).resize((side, side), Image.Resampling.LANCZOS)
-        glyph = glyph.rotate(dice.uniform(-20, 20), Image.Resampling.BICUBIC, expand=True)
+        glyph = _turned(glyph, dice.uniform(-20, 20))
         masks = {w: _hidden(m, glyph, x, y) for w, m in masks.items()}
         masks[word] = _paste(picture, glyph, x, y)
     return Scene(pixels=np.asarray(picture), caption=caption(dice, words, ground), ground=ground, masks=masks)
@@ -98,9 +102,15 @@ def _glyph(word: str) -> Image.Image:
     return square
 
 
+def _turned(glyph: Image.Image, degrees: float) -> Image.Image:
+    """By premultiplied colours: else the black of transparent pixels would show along the edge."""
+    turned = glyph.convert("RGBa").rotate(degrees, Image.Resampling.BICUBIC, expand=True)
+    return turned.convert("RGBA")
+
+
 def _places(dice: random.Random, count: int) -> list[tuple[int, int, int]]:
     """Centres and sides of `count` objects, apart from one another where there is room for it."""
-    sides = [dice.randint(*((56, 92), (44, 64), (36, 48))[count - 1]) for _ in range(count)]
+    sides = [dice.randint(*((104, 176), (88, 124), (72, 96))[count - 1]) for _ in range(count)]
     best: list[tuple[int, int, int]] = []
     best_gap = -float("inf")
     for _ in range(40):
@@ -142,8 +152,8 @@ def _pattern(dice: random.Random, x: NDArray[np.float32], y: NDArray[np.float32]
 def _paste(picture: Image.Image, glyph: Image.Image, x: int, y: int) -> Pixels:
     """Put the glyph's centre at (x, y), with a soft shadow below it; returns its coverage of the picture."""
     at = (x - glyph.width // 2, y - glyph.height // 2)
-    shadow = glyph.getchannel("A").filter(ImageFilter.GaussianBlur(3)).point(lambda a: a * 0.28)
-    picture.paste((0, 0, 0), (at[0] + 2, at[1] + 3), shadow)
+    shadow = glyph.getchannel("A").filter(ImageFilter.GaussianBlur(6)).point(lambda a: a * 0.28)
+    picture.paste((0, 0, 0), (at[0] + 4, at[1] + 6), shadow)
     picture.paste(glyph, at, glyph)
     mask = Image.new("L", (SIZE, SIZE))
     mask.paste(glyph.getchannel("A"), at)
