@@ -213,6 +213,12 @@ def change_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path.write_text(json.dumps(found))
 
 
+def test_a_segmenter_whose_text_encoder_is_nothing_is_refused(copy: Path) -> None:
+    change_json(copy / "mini-clipseg/config.json", lambda config: config.update(text_config=[1]))
+    with pytest.raises(ModelLoadError, match="text_config"):
+        clipseg.inspect(SegmenterEntry(name="it", base=copy, path="mini-clipseg"), HashCache())
+
+
 # --- a VAE without attention and with its own scale, in half precision on disk
 
 
@@ -309,6 +315,9 @@ def test_an_unet_for_another_text_is_refused(tiny_registry: Path, copy: Path) ->
     with pytest.raises(ModelLoadError, match="text of width 32, and the model's is 16 wide") as caught:
         SdFamily().inspect(entry(copy, unet=str(other)))
     assert caught.value.field == "models.it.unet"
+    change_json(copy / "mini/text_encoder/config.json", lambda config: config.update(hidden_size="wide"))
+    with pytest.raises(ModelLoadError, match="the model's is 0 wide"):
+        SdFamily().inspect(entry(copy, unet="mini-inpaint/unet"))
 
 
 # --- the segmenter

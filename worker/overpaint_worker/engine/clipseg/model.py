@@ -127,6 +127,8 @@ def _survey(entry: SegmenterEntry) -> _Folder:
     if not any(_OWN_TENSOR in read_header(path, entry).tensors for path in part.files):
         raise _error(entry, f"it has no {_OWN_TENSOR}", "fetch the model again")
     text = config.get("text_config") or {}
+    if not isinstance(text, dict):
+        raise _error(entry, f"its config.json has the text_config {text!r}", "fetch the model again")
     vocabulary = vocabulary_of(entry, root / "tokenizer.json", text)
     own = [vocabulary.file] if vocabulary.file else []
     return _Folder(root, text, {path.name: path for path in (*part.files, *own)}, part.variant, vocabulary)

@@ -119,7 +119,8 @@ def survey(entry: ModelEntry, layout: Layout) -> Checkpoint:
 def _check_text_width(found: Checkpoint) -> None:
     """Whether a UNet from elsewhere reads what the checkpoint's text encoders say."""
     texts = (read_json(found.config / part / "config.json", found.entry) for part in found.vocabularies)
-    given = sum(int(text.get("hidden_size", _CLIP_WIDTH)) for text in texts)
+    widths = [text.get("hidden_size", _CLIP_WIDTH) for text in texts]
+    given = sum(width for width in widths if isinstance(width, int))
     if given != found.context_width:
         raise _error(
             found.entry, f"it reads text of width {found.context_width}, and the model's is {given} wide",
