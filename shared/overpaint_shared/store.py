@@ -2,6 +2,7 @@
 
     inputs/<owner>/<sha256>             uploaded once, read back with its hash checked
     results/<job>/<token>/<name>        written once by the attempt that holds the token
+    named/<owner>/<key>                 pictures under names that jobs gave them; the last one stays
 
 Every method raises a typed `StoreError` (see `store_errors`), never one of boto3's.
 """
@@ -32,6 +33,7 @@ from overpaint_shared.store_keys import (
     external_address,
     input_key,
     input_of,
+    named_key,
     result_key,
     segment,
 )
@@ -141,6 +143,13 @@ class Store:
         with self._explained("write a result", key):
             if not self._put_if_absent(key, data, content_type) and not self._same(key, data):
                 raise StoreError(f"cannot write a result: {key!r} is there with other bytes", value=key)
+        return key
+
+    def put_named(self, owner: str, name: str, data: bytes, content_type: str) -> str:
+        """Write a picture under the name that its job gave it, over what was there; its key."""
+        key = named_key(owner, name)
+        with self._explained("write a named result", key):
+            self._s3.put_object(Bucket=self.settings.bucket, Key=key, Body=data, ContentType=content_type)
         return key
 
     def get(self, key: str, max_bytes: int) -> bytes:

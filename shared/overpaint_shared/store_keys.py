@@ -1,6 +1,6 @@
 """Names of the objects in the farm's bucket, and of those outside it that jobs may read. Pure; no boto3.
 
-inputs/<owner>/<sha256>             results/<job>/<token>/<name>
+inputs/<owner>/<sha256>             results/<job>/<token>/<name>             named/<owner>/<key>
 """
 
 import re
@@ -9,6 +9,7 @@ from overpaint_shared.errors import InputError
 
 INPUTS = "inputs/"
 RESULTS = "results/"
+NAMED = "named/"
 SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,127}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -23,6 +24,13 @@ def input_key(owner: str, sha256: str) -> str:
 def result_key(job_id: str, token: int, name: str) -> str:
     """`results/<job>/<token>/<name>`; ValueError for names that could leave their folder."""
     return f"{RESULTS}{segment('job', job_id)}/{int(token)}/{segment('name', name)}"
+
+
+def named_key(owner: str, key: str) -> str:
+    """`named/<owner>/<key>`; ValueError for keys that could leave their folder."""
+    if any(part in {"", ".", ".."} for part in key.split("/")):
+        raise ValueError(f"{key!r} is no relative key")
+    return f"{NAMED}{segment('owner', owner)}/{key}"
 
 
 def external_address(url: str, allowed: tuple[str, ...]) -> tuple[str, str]:

@@ -34,6 +34,15 @@ def test_a_job_goes_from_its_message_to_its_files_in_the_store(farm: TestFarm) -
     assert [line["token"] for line in worker.said("job.done")] == [record.token]
 
 
+def test_a_picture_is_stored_under_the_name_that_its_job_gives_it(farm: TestFarm) -> None:
+    farm.start().ready()
+    (job_id,) = farm.submit({**farm.spec(), "output": {"key": "shots/12.png"}})
+    record = farm.until(job_id, JobState.DONE)
+    assert record.result is not None
+    assert record.result["key"] == f"named/{record.owner}/shots/12.png"
+    assert farm.store.get(record.result["key"], 1000) == b"picture of " + job_id.encode()
+
+
 def test_the_worker_process_never_maps_torch_or_numpy(farm: TestFarm) -> None:
     worker = farm.start().ready()
     (job_id,) = farm.submit(farm.spec())

@@ -413,7 +413,7 @@ def test_an_output_key_may_be(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["", "/a", "a/", "a//b", "..", "a/../b", "./a", "a\\b", "a\x00", "a\nb", "x" * 513]
+    "key", ["", "/a", "a/", "a//b", "..", "a/../b", "./a", "a\\b", "a\x00", "a\nb", "x" * 513, "ü" * 401]
 )
 def test_an_output_key_may_not_be(key: str) -> None:
     assert paths({"output": {"key": key}}) == {"output.key"}

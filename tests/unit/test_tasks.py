@@ -130,6 +130,12 @@ class World:
         self.stored[name] = data
         return f"results/{job}/{token}/{name}"
 
+    def put_named(self, owner: str, name: str, data: bytes, content_type: str) -> str:
+        if self.put_errors:
+            raise self.put_errors.pop(0)
+        self.stored[f"{owner}:{name}:{content_type}"] = data
+        return f"named/{owner}/{name}"
+
     def delete_attempt(self, job: str, token: int) -> int:
         self.deleted.append((job, token))
         return 1
@@ -168,6 +174,19 @@ def test_a_job_is_fetched_rendered_stored_and_committed_and_others_are_woken() -
     assert done.result["files"] == {n: f"results/j/7/{n}" for n in ("image.png", "receipt.json")}
     assert world.published == ["claim", "finish"]
     assert world.deleted == []
+
+
+def test_a_picture_is_stored_under_the_jobs_own_name_for_it_before_the_job_is_done() -> None:
+    named = {**SPEC, "output": {"format": "webp", "key": "shots/12.webp"}}
+    answer = protocol.Done(job="j", token=7, files={"image.webp": b"p", "receipt.json": b"{}"})
+    world = World(spec=named, answer=answer, finish_errors=[away()])
+    assert isinstance(done := world.run(), Done)
+    assert world.stored["owner:shots/12.webp:image/webp"] == b"p"
+    assert done.result["key"] == "named/owner/shots/12.webp"
+    lost = World(spec=named, answer=answer, patience=Patience(fetch_s=5, store_s=0, commit_s=5))
+    lost.put_errors = [away()] * 9
+    assert lost.run() is None
+    assert lost.finished == []
 
 
 @pytest.mark.parametrize(("crashes", "alone"), [(0, False), (1, True)])

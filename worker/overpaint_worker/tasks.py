@@ -30,7 +30,7 @@ from overpaint_shared.errors import (
     StoreNoBucket,
     UnsupportedError,
 )
-from overpaint_shared.job import JobSpec, parse_job
+from overpaint_shared.job import JobSpec, Output, parse_job
 from overpaint_shared.ledger import Cancelled, Claim, Done, Failed, Ledger, Outcome, ReleaseReason, Wakeup
 from overpaint_shared.queues import RENDER_TASK
 from overpaint_shared.settings import Limits
@@ -194,7 +194,7 @@ class Renderer:
             self._timing.mark("fetch_s")
             answer = self._rendered(claim, inputs, attempt)
             self._timing.mark("engine_s")
-            return self._outcome(answer, attempt)
+            return self._outcome(answer, attempt, claim.owner, spec.output)
         except _Stopped:
             return Cancelled()
         except (UnsupportedError, SpecError) as error:  # a newer spec than this worker knows
@@ -260,10 +260,10 @@ class Renderer:
             room.engine.cancel(attempt.job, attempt.token)
         return future.result()
 
-    def _outcome(self, answer: Answer, attempt: Attempt) -> Outcome | GiveBack:
+    def _outcome(self, answer: Answer, attempt: Attempt, owner: str, output: Output) -> Outcome | GiveBack:
         match answer:
             case protocol.Done():
-                return self._stored(answer, attempt)
+                return self._stored(answer, attempt, owner, output)
             case protocol.Cancelled():
                 return Cancelled()
             case Gone():
@@ -272,7 +272,7 @@ class Renderer:
             case protocol.Failed():
                 return _refusal(answer)
 
-    def _stored(self, done: protocol.Done, attempt: Attempt) -> Done:
+    def _stored(self, done: protocol.Done, attempt: Attempt, owner: str, output: Output) -> Done:
         self._check(attempt)
         self._room.keeper.progress(attempt.job, attempt.token, "store")
         writes = [
@@ -281,8 +281,18 @@ class Renderer:
         ]
         files = dict([self._put(attempt, name, data) for name, data in list(done.files.items())[:1]])
         files.update(write.result() for write in writes)
+        key = {} if output.key is None else {"key": self._named(done, attempt, owner, output)}
         self._timing.mark("store_s")
-        return Done(result={"files": files, "summary": done.summary | {"worker": self._summary()}})
+        return Done(result={"files": files, **key, "summary": done.summary | {"worker": self._summary()}})
+
+    def _named(self, done: protocol.Done, attempt: Attempt, owner: str, output: Output) -> str:
+        """Store the picture under the job's own name for it, too: once the job is done, it is there."""
+        name, data, store = str(output.key), done.files[f"image.{output.format}"], self._room.store
+        return self._patiently(
+            lambda: store.put_named(owner, name, data, CONTENT_TYPES[output.format]),
+            self._room.patience.store_s,
+            attempt,
+        )
 
     def _put(self, attempt: Attempt, name: str, data: bytes) -> tuple[str, str]:
         kind = CONTENT_TYPES.get(name.rpartition(".")[2], "application/octet-stream")

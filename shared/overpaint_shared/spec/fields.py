@@ -16,6 +16,8 @@ NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 LONGEST_PROMPT: Final = 20_000
 LONGEST_PATH: Final = 4096
 LONGEST_KEY: Final = 512
+LONGEST_KEY_BYTES: Final = 800
+"""S3 counts bytes: 1024, with what stands before it."""
 LARGEST_SIDE: Final = 16_384
 LARGEST_SEED: Final = 2**64 - 1
 
@@ -120,6 +122,8 @@ def _check_line(text: str) -> str:
 
 def _check_key(key: str) -> str:
     parts = key.split("/")
+    if len(key.encode(errors="surrogatepass")) > LONGEST_KEY_BYTES:
+        raise value_error("is too long in UTF-8", allowed=f"at most {LONGEST_KEY_BYTES} bytes")
     if _CONTROL.search(key) or "\\" in key:
         raise value_error(
             "holds control characters or backslashes", allowed="a relative key, e.g. shots/012.png"

@@ -64,8 +64,8 @@ class Output(Part):
     previews: bool = Field(True, description="Also store the mask in black and white and as a heat map.")
     key: Key | None = Field(
         None,
-        description="Name under which the result is also stored: a relative key, at most 512 characters; "
-        "null: none.",
+        description="Name under which the farm also stores the picture, over what was there: a relative key, "
+        "at most 512 characters and 800 bytes, below `named/OWNER/`; null: none.",
     )
 
     @property
