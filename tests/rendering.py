@@ -30,13 +30,13 @@ INPUTS = PARITY / "inputs"
 
 
 @cache
-def house(registry: Path, dtype: str = "float32") -> House:
+def house(registry: Path, dtype: str = "float32", limits: Limits | None = None, kept: int = 9) -> House:
     """The tiny models, each loaded once for all tests of a run; what they compute in is the test's affair."""
     set_up_torch(threads=1)
     names = _computed_in(dtype, Registry.load(registry))
     return House(
-        models=ModelStore(names, DEVICE, kept=9), segmenters=SegmenterStore(names, DEVICE),
-        limits=Limits(), device=describe(DEVICE),
+        models=ModelStore(names, DEVICE, kept), segmenters=SegmenterStore(names, DEVICE),
+        limits=limits or Limits(), device=describe(DEVICE),
     )  # fmt: skip
 
 

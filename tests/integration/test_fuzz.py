@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,19 +25,14 @@ from overpaint_shared.lint import lint
 from overpaint_shared.settings import Limits
 from overpaint_shared.sizes import cropped, size_after
 from overpaint_worker import protocol as p
-from overpaint_worker.engine.assemble import describe
-from overpaint_worker.engine.clipseg.store import SegmenterStore
 from overpaint_worker.engine.conductor import Conductor
 from overpaint_worker.engine.limits import FixedLimits
 from overpaint_worker.engine.loop import Loop
-from overpaint_worker.engine.models import ModelStore
 from overpaint_worker.engine.provenance import pixel_digest
-from overpaint_worker.engine.session import House
-from overpaint_worker.registry import Registry
 from tests import extra_weights, segmenters
 from tests.hostile import spoiled
 from tests.random_jobs import Asked, asked, picture
-from tests.rendering import img2img
+from tests.rendering import house, img2img
 from tests.unit.spec_strategies import specs
 
 SPECS, SPOILED = 500, 20
@@ -173,18 +167,10 @@ def all_entries(tiny: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(tiny_registry, tmp_path_factory):
-    torch.set_num_threads(1)
-    cpu, names = (
-        torch.device("cpu"),
-        Registry.load(all_entries(tiny_registry, tmp_path_factory.mktemp("all"))),
-    )
+    entries = all_entries(tiny_registry, tmp_path_factory.mktemp("all"))
     limits = Limits(max_input_bytes=100_000, max_pixels=20_000, max_steps=3, max_output_pixels=12_000)
-    house = House(
-        models=ModelStore(names, cpu, kept=3), segmenters=SegmenterStore(names, cpu), limits=limits,
-        device=describe(cpu),
-    )  # fmt: skip
     said: list[p.ToWorker] = []
-    conductor = Conductor(house, said.append, loop=Loop(FixedLimits(8)))
+    conductor = Conductor(house(entries, limits=limits, kept=3), said.append, loop=Loop(FixedLimits(8)))
     yield Engine(conductor, said)
     conductor.close()
 
