@@ -5,8 +5,8 @@
 writes them once for several benches, which take them by `--registry FOLDER/models.toml --model sd15`.
 
 `sd15` has Stable Diffusion 1.5's real shapes and random values, made on the device that is measured; `tiny`
-are the demonstration weights. What weights hold hardly moves the time that they take, as long as they are no
-zeros.
+are those that the tests render with. What weights hold hardly moves the time that they take, as long as they
+are no zeros.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +26,9 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from overpaint_worker.engine import families, tiny_weights
+from overpaint_worker.engine import families
 
+ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = Path(families.__file__).parent
 SHAPES = ("sd15", "tiny")
 SIZE = {"sd15": 512, "tiny": 128}
@@ -42,14 +44,22 @@ def registry(shape: str, device: str) -> Iterator[Path]:
 
 def build(shape: str, folder: Path, device: str) -> Path:
     """Write weights of that shape, and the `models.toml` that names them, which is returned."""
-    if shape == "tiny":
-        tiny_weights.build(folder / shape)
-    else:
-        write(FAMILIES / "configs" / shape, folder / shape, torch.device(device))
+    path = of_the_tests() if shape == "tiny" else folder / shape
+    if path.parent == folder:
+        write(FAMILIES / "configs" / shape, path, torch.device(device))
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "models.toml").write_text(
-        f'[models.{shape}]\nfamily = "sd"\npath = "{shape}"\ndefaults = {{ size = {SIZE[shape]} }}\n'
+        f'[models.{shape}]\nfamily = "sd"\npath = "{path.resolve()}"\ndefaults = {{ size = {SIZE[shape]} }}\n'
     )
     return folder / "models.toml"
+
+
+def of_the_tests() -> Path:
+    """A diffusers folder of Stable Diffusion 1.5's parts, small and random."""
+    sys.path.insert(0, str(ROOT))
+    from tests.weights import build_tiny_registry
+
+    return build_tiny_registry().parent / "weights" / "diffusers" / "sd15"
 
 
 @torch.no_grad()
