@@ -5,7 +5,6 @@ find the farm. A service that the settings name is used instead of starting one.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import secrets
@@ -31,9 +30,6 @@ from overpaint_shared.settings import Settings
 WORKER = "worker"
 CONFIG = "farm.toml"
 LOCK = "up.lock"
-TINY_MODEL = "tiny"
-TINY_BUILDER = "overpaint_worker.engine.tiny_weights"
-TINY_STAMP = "built-by"
 GRACE_S = 10
 """What the worker gets to finish its jobs when the farm stops, seconds; the rest stay queued."""
 READY_S = 120.0
@@ -41,14 +37,6 @@ READY_S = 120.0
 WATCH_S = 0.2
 FLOWER_USER = "operator"
 RUNTIME_BUCKETS_S = "1,2,5,10,20,40,80,160,320,640"
-TINY_REGISTRY = """\
-# Written by `overpaint up`. Your own models: docs/models.md, and `overpaint up --registry FILE`.
-[models.tiny]
-family = "sd"
-path = "models/tiny"
-dtype = "float32"
-defaults = { steps = 20, cfg = 4.0, sampler = "euler", scheduler = "normal", size = 384 }
-"""
 Say = Callable[[str], None]
 
 
@@ -60,7 +48,7 @@ class Plan:
     settings: Settings
     """As given by options, environment and files: services named there are not started."""
     registry: Path | None = None
-    """Whose models the worker renders; None: the demo's tiny ones."""
+    """Whose models the worker renders; None: as the settings say, else the worker's own miniatures."""
     device: str = "cpu"
     slots: int = 6
 
@@ -116,11 +104,6 @@ class LocalFarm:
         """The settings file of this farm."""
         return self.data / CONFIG
 
-    @property
-    def trained(self) -> bool:
-        """Whether its models are the user's own, not the demo's tiny ones."""
-        return self.plan.registry is not None
-
     def connect(self) -> Farm:
         """A client of this farm. Raises ServiceError."""
         return Farm.connect(self.settings)
@@ -130,8 +113,8 @@ class LocalFarm:
     def _start(self) -> None:
         given = self.plan.settings.model_dump(include=set(_SHARED))
         given |= self._redis() | self._s3()
-        registry = self._registry()
-        _write_config(self.config, given | {"registry": str(registry)})
+        registry = self.plan.registry and self.plan.registry.resolve()
+        _write_config(self.config, given | {"registry": registry})
         self.settings = Settings.load(self.config)
         self._worker(registry)
         self._flower()
@@ -162,17 +145,10 @@ class LocalFarm:
             "s3_secret_key": s3.secret_key,
         }
 
-    def _registry(self) -> Path:
-        if self.plan.registry is not None:
-            return self.plan.registry.resolve()
-        _build_tiny(self.data / "models" / TINY_MODEL, self._log("weights"), self.say)
-        registry = self.data / "models.toml"
-        registry.write_text(TINY_REGISTRY)
-        return registry
-
-    def _worker(self, registry: Path) -> None:
+    def _worker(self, registry: Path | None) -> None:
         name = self._worker_name
-        argv = [_script("overpaint-worker"), "--device", self.plan.device, "--registry", str(registry)]
+        argv = [_script("overpaint-worker"), "--device", self.plan.device]
+        argv += ["--registry", str(registry)] if registry else []
         argv += ["--slots", str(self.plan.slots), "--grace", str(GRACE_S), "--config", str(self.config)]
         if self.plan.device == "cpu":
             # One core stays free: torch's threads crawl when they have to share theirs.
@@ -180,7 +156,9 @@ class LocalFarm:
         if self.plan.device != "all":
             argv += ["--name", name]
         child = children.start("worker", argv, log=self._log("worker"))
-        where = f"{self.plan.device}, {self.plan.slots} slots, models of {self.shown(registry)}"
+        named = registry or self.settings.registry
+        models = f"models of {self.shown(named)}" if named else "the miniature models"
+        where = f"{self.plan.device}, {self.plan.slots} slots, {models}"
         self._add(Part(name=WORKER, where=where, child=child))
         with Farm(self.settings) as farm:
             known = {record.id for record in farm.workers() if not record.name.startswith(name)}
@@ -354,25 +332,6 @@ def _need_worker() -> None:
             f"`overpaint up` needs {', '.join(missing)}, which is not installed",
             fix="pip install 'overpaint[worker,local]'",
         )
-
-
-def _build_tiny(folder: Path, log: Path, say: Say) -> None:
-    """Build the demo's weights once per folder, in a process of its own: this one has no torch."""
-    stamp = folder / TINY_STAMP
-    if stamp.is_file() and stamp.read_text() == tiny_stamp():
-        return
-    say("building the demo's tiny weights")
-    argv = [sys.executable, "-m", TINY_BUILDER, str(folder)]
-    child = children.start("the weights' builder", argv, log=log)
-    if child.process.wait() != 0:
-        raise ServiceError(f"the demo's weights could not be built.\n{child.tail()}", fix=f"read {log}")
-    stamp.write_text(tiny_stamp())
-
-
-def tiny_stamp() -> str:
-    """What stands for the demo's weights: a digest of the program that builds them."""
-    spec = find_spec(TINY_BUILDER)
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest() if spec and spec.origin else ""
 
 
 def _write_config(path: Path, values: dict[str, object]) -> None:

@@ -102,7 +102,9 @@ class Settings(BaseModel):
         description="Buckets that `s3://bucket/key` pictures may name; with commas in the environment.",
     )
     owner: Name = Field("default", description="Whose jobs these are: scopes tokens, inputs and fair share.")
-    registry: Path | None = Field(None, description="The worker's model registry, a `models.toml`.")
+    registry: Path | None = Field(
+        None, description="The worker's model registry, a `models.toml`; absent: the shipped miniatures."
+    )
 
     lease_s: Seconds = Field(
         LedgerSettings.lease_s,

@@ -58,12 +58,6 @@ exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@"
 LOCKABLE = (
     subprocess.run(["unshare", "--mount", "mount", "--make-rprivate", "/"], check=False).returncode == 0
 )
-SECOND_MODEL = """
-[models.also]
-family = "sd"
-path = "models/tiny"
-dtype = "float32"
-"""
 
 
 @dataclass
@@ -101,7 +95,6 @@ class Compose:
             "/etc/valkey": str(ROOT / "deploy" / "valkey"),
             "/tmp": str(self.folder / "tmp"),  # noqa: S108  # the container's
             "/var/cache/overpaint": str(self.folder / "cache"),
-            "overpaint-demo-models": str(ROOT / "deploy" / "demo" / "models.sh"),
             "/etc/prometheus": str(self.folder / "prometheus"),
             "/prometheus": str(self.folder / "series"),
             "127.0.0.1:9090": f"127.0.0.1:{self.ports['prometheus']}",
@@ -124,7 +117,6 @@ class Compose:
     def env(self, name: str) -> dict[str, str]:
         """A service's environment, with what its image sets."""
         image = {
-            "OVERPAINT_REGISTRY": str(self.folder / "models" / "models.toml"),
             "OVERPAINT_WORKER_HASHES": str(self.folder / "cache" / "hashes.json"),
             "PATH": PATH,
             "HF_HUB_OFFLINE": "1",
@@ -222,10 +214,6 @@ def start_services(farm: Compose) -> None:
     farm.start("redis", "--port", str(farm.ports["redis"]), "--bind", "127.0.0.1")
     others = [name for name in S3_PORTS if name != "s3.port"]
     farm.start("s3", *(f"-{name}={port}" for name, port in zip(others, free_ports(len(others)), strict=True)))
-    models = [*farm.locked("models"), *farm.words("models")]
-    subprocess.run(models, env=farm.env("models"), check=True, capture_output=True)
-    with (farm.folder / "models" / "models.toml").open("a") as registry:
-        registry.write(SECOND_MODEL)
     wait_until(lambda: farm.healthy("redis"), what="Redis' health check")
     wait_until(lambda: stored(farm), within_s=60, what="S3 takes an object")
 
@@ -256,7 +244,7 @@ def jobs(folder: Path, count: int) -> list[dict[str, Any]]:
     return [
         {
             "version": 1,
-            "model": ("tiny", "also")[number % 2],
+            "model": ("mini", "mini-inpaint")[number % 2],
             "source": {"image": str(folder / "picture.png")},
             "method": {"kind": "img2img"},
             "prompt": "a lake",
@@ -334,7 +322,7 @@ def test_the_compose_files_farm_renders_over_two_models_and_scales_without_losin
         more = [farm.start_worker() for _ in range(2)]
         wait_until(lambda: len(client.workers()) == 3, within_s=120, what="three workers are listed")
         told = get(f"http://127.0.0.1:{farm.ports['metrics']}/metrics")
-        assert 'overpaint_workers_serving{model="also"} 3.0' in told
+        assert 'overpaint_workers_serving{model="mini-inpaint"} 3.0' in told
         if prometheus:
             up = 'sum(up{job="overpaint-worker"})'
             wait_until(lambda: value(farm.query(up)) == 3, what="Prometheus scrapes three workers")
@@ -378,7 +366,7 @@ def seen_by_prometheus(farm: Compose) -> None:
     models = {
         each["metric"]["model"] for each in farm.query('overpaint_job_transitions_total{state="done"} > 0')
     }
-    assert models == {"tiny", "also"}
+    assert models == {"mini", "mini-inpaint"}
     (group,) = farm.asked("rules")["groups"]
     assert len(group["rules"]) >= 15
     assert {rule["health"] for rule in group["rules"]} == {"ok"}

@@ -52,7 +52,7 @@ def test_mask_makes_masks_of_every_kind_without_a_registry(folder, tmp_path):
 
 
 WRONG = {
-    "words without a registry": (WORDS, 2, "--registry"),
+    "a segmenter that there is not": ({**WORDS, "segmenter": "sam"}, 1, "no segmenter 'sam' (use clipseg"),
     "words that find nothing": ({**WORDS, "threshold": 1.0}, 1, "mask.text"),
     "no mask at all": (None, 2, "mask"),
 }
@@ -61,8 +61,8 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_wrong_with_a_mask_is_said_in_words(what, folder, tmp_path, segmenter):
     mask, code, words = WRONG[what]
-    options = ["--registry", segmenters.registry(tmp_path, segmenter)] if code == 1 else []
-    ran = overpaint("mask", job(folder, mask=mask), *options, cwd=tmp_path)
+    registry = segmenters.registry(tmp_path, segmenter)
+    ran = overpaint("mask", job(folder, mask=mask), "--registry", registry, cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (code, ""), ran.stderr
     assert words in ran.stderr
     assert "Traceback" not in ran.stderr

@@ -126,7 +126,7 @@ def test_what_is_wrong_is_said_in_words_with_its_exit_code(what, folder, tmp_pat
 def test_help_has_examples_and_needs_no_torch(tmp_path):
     ran = overpaint("render", "--help", cwd=tmp_path)
     assert ran.returncode == 0
-    assert "overpaint render job.json --registry models.toml" in ran.stdout
+    assert "overpaint render job.json --out result" in ran.stdout
     assert "OVERPAINT_REGISTRY" in ran.stdout
     code = "import sys, overpaint_worker.commands; print('torch' in sys.modules)"
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -106,7 +106,7 @@ def commands() -> list[tuple[str, list[str]]]:
         line = read_unit(unit)["Service"]["ExecStart"].replace("%i", "0")
         program, *rest = shlex.split(line)
         found.append((unit.name, [Path(program).name, *rest]))
-    for image in sorted(DEPLOY.glob("Dockerfile.*")):
+    for image in (DEPLOY / "Dockerfile.producer", DEPLOY / "Dockerfile.worker"):
         (line,) = re.findall(r"^CMD (.*)$", image.read_text(), re.MULTILINE)
         found.append((image.name, json.loads(line)))
     return found
@@ -314,9 +314,20 @@ def test_a_laptop_needs_no_gpu_and_no_models() -> None:
         check=True,
     )  # fmt: skip
     names = json.loads(done.stdout)["services"]
-    assert set(names) == {"redis", "s3", "models", "worker-cpu", "flower", "metrics", "prometheus", "grafana"}
+    assert set(names) == {"redis", "s3", "worker-cpu", "flower", "metrics", "prometheus", "grafana"}
     assert "nvidia" not in done.stdout
-    assert {volume["type"] for volume in names["models"]["volumes"]} == {"volume"}
+    assert {volume["type"] for volume in names["worker-cpu"]["volumes"]} == {"volume"}
+    assert names["worker-cpu"]["environment"]["OVERPAINT_REGISTRY"] == "", "the worker's own miniatures"
+    given = services(OVERPAINT_MODELS_DIR="/srv/models")["worker-cpu"]
+    assert given["environment"]["OVERPAINT_REGISTRY"] == "/models/models.toml"
+    assert ("/srv/models", "/models") in {(each["source"], each["target"]) for each in given["volumes"]}
+
+
+def test_the_producers_image_has_no_weights() -> None:
+    """Its own list of what is not sent to the builder is the common one, and the miniatures."""
+    common = (ROOT / ".dockerignore").read_text()
+    own = (DEPLOY / "Dockerfile.producer.dockerignore").read_text()
+    assert own == common + "worker/overpaint_worker/miniatures\n"
 
 
 def test_files_that_services_mount_are_there() -> None:

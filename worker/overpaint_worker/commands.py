@@ -21,7 +21,7 @@ from overpaint_shared.job import LARGEST_SPEC_BYTES, JobSpec, parse_job
 from overpaint_shared.settings import Limits
 from overpaint_worker import protocol as p
 from overpaint_worker.engine.options import EngineOptions
-from overpaint_worker.registry import Registry
+from overpaint_worker.registry import SHIPPED, Registry
 from overpaint_worker.terminal import Show, bar, say, words_for_errors
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 HERE: Final = "here"
 """The job's name where there is no farm to give it one."""
 
-NO_REGISTRY: Final = Path()
-"""Where none is named: the current folder is no file, so that it cannot be one."""
-
 _job = click.argument("job", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 _out = click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True,
@@ -44,6 +41,11 @@ _out = click.option(
 )  # fmt: skip
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress on standard error.")
+registry_option = click.option(
+    "--registry", type=click.Path(dir_okay=False, path_type=Path), default=SHIPPED,
+    show_default="the shipped miniatures", envvar="OVERPAINT_REGISTRY", show_envvar=True,
+    help="The model registry, models.toml.",
+)  # fmt: skip
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, or cuda:N.")
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), default=None,
@@ -51,19 +53,10 @@ threads_option = click.option(
 )  # fmt: skip
 
 
-def registry_option(*, required: bool) -> Callable[[F], F]:
-    """`--registry`."""
-    what = "The model registry, models.toml" + ("." if required else "; for masks that words find.")
-    return click.option(
-        "--registry", type=click.Path(dir_okay=False, path_type=Path), required=required,
-        envvar="OVERPAINT_REGISTRY", show_envvar=True, help=what,
-    )  # fmt: skip
-
-
 @click.command(
     epilog="""\b
 Examples:
-  overpaint render job.json --registry models.toml --out result
+  overpaint render job.json --out result
   overpaint render job.json --registry models.toml --device cuda:0 --json
 
 \b
@@ -71,7 +64,7 @@ Exit codes: 0 rendered, 1 the job failed, 2 the command or the spec is wrong, 13
 """
 )
 @_job
-@registry_option(required=True)
+@registry_option
 @device_option
 @threads_option
 @_out
@@ -104,22 +97,22 @@ Exit codes: 0 prepared, 1 a picture or mask is wrong, 2 the command or the spec 
 """
 )
 @_job
-@registry_option(required=False)
+@registry_option
 @device_option
 @threads_option
 @_out
 @_as_json
 def prepare(  # noqa: PLR0917 - click calls it by name
-    job: Path, registry: Path | None, device: str, threads: int | None, out: Path, as_json: bool
+    job: Path, registry: Path, device: str, threads: int | None, out: Path, as_json: bool
 ) -> None:
     """Do only what needs no diffusion model: write canvas.png and mask.png.
 
     JOB is a job spec; picture paths in it are relative to its folder. Shows what would be rendered, and
-    where. A mask that words find needs the registry, and comes with heatmap.png.
+    where. A mask that words find comes with heatmap.png.
     """
     with words_for_errors(as_json=as_json):
         spec, inputs = read_job(job)
-        files, about = prepared(spec, inputs, engine_options(registry or NO_REGISTRY, device, threads))
+        files, about = prepared(spec, inputs, engine_options(registry, device, threads))
         paths = write_files(out, files)
         say(as_json, {"files": [str(path) for path in paths], **about}, paths)
 
@@ -127,7 +120,7 @@ def prepare(  # noqa: PLR0917 - click calls it by name
 @click.command(
     epilog="""\b
 Examples:
-  overpaint mask job.json --registry models.toml --out look
+  overpaint mask job.json --out look
   overpaint mask job.json --json
 
 \b
@@ -135,13 +128,13 @@ Exit codes: 0 made, 1 a picture is wrong or nothing was found, 2 the command or 
 """
 )
 @_job
-@registry_option(required=False)
+@registry_option
 @device_option
 @threads_option
 @_out
 @_as_json
 def mask(  # noqa: PLR0917 - click calls it by name
-    job: Path, registry: Path | None, device: str, threads: int | None, out: Path, as_json: bool
+    job: Path, registry: Path, device: str, threads: int | None, out: Path, as_json: bool
 ) -> None:
     """Make only the mask: write mask.png, and heatmap.png for a mask that words find.
 
@@ -153,7 +146,7 @@ def mask(  # noqa: PLR0917 - click calls it by name
         if spec.mask is None:
             missing = Problem(path="mask", message="is missing: the whole picture would be repainted")
             raise SpecError(f"{job} is wrong:", [missing])
-        files, about = prepared(spec, inputs, engine_options(registry or NO_REGISTRY, device, threads))
+        files, about = prepared(spec, inputs, engine_options(registry, device, threads))
         del files["canvas.png"]
         paths = write_files(out, files)
         say(as_json, {"files": [str(path) for path in paths], **about}, paths)
@@ -251,7 +244,7 @@ def prepared(
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """`canvas.png`, `mask.png`, heat maps, and what there is to say of them.
 
-    Raises `InputError`, `MaskError`; `SettingsError` where a text wants a registry and there is none.
+    Raises `InputError`, `MaskError`; `UnsupportedError` where the registry has no such segmenter.
     """
     from overpaint_shared.job import Output
     from overpaint_worker.engine import encode, masks
@@ -290,9 +283,6 @@ def _found(opened: Opened, options: EngineOptions) -> Findings:
 
     if not texts(opened.spec):
         return Findings()
-    if options.registry == NO_REGISTRY:
-        fix = "name the models.toml whose segmenter finds it"
-        raise SettingsError("a mask that words find needs a registry", field="--registry", fix=fix)
     set_up_torch(options.threads)
     store = SegmenterStore(Registry.load(options.registry), open_device(options.device), options.hashes)
     with torch.inference_mode():

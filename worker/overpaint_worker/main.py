@@ -15,7 +15,7 @@ from overpaint_worker import logs
 from overpaint_worker.cycle import SWITCH_AFTER_S
 from overpaint_worker.node import Node
 from overpaint_worker.options import ALL_DEVICES, WorkerOptions
-from overpaint_worker.registry import Registry
+from overpaint_worker.registry import SHIPPED, Registry
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +26,7 @@ EPILOG = """
 Examples:
   overpaint-worker --device cuda:0 --models sd15,sdxl --registry models.toml
   overpaint-worker --device all --models sd15 --registry models.toml --slots 10
-  overpaint-worker --device cpu --models tiny --registry models.toml --slots 4 --grace 5
+  overpaint-worker --device cpu --models mini --slots 4 --grace 5
 
 \b
 Exit codes: 0 stopped as asked, 2 wrong option or setting, 3 Redis or S3 cannot be used, 4 the device is at
@@ -43,7 +43,7 @@ SIGTERM or Ctrl-C: finish what runs within the grace, give the rest back. A seco
 @click.option(
     "--registry",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The model registry, a models.toml.  [env var: OVERPAINT_REGISTRY]",
+    help="The model registry, a models.toml.  [env var: OVERPAINT_REGISTRY; default: the shipped miniatures]",
 )
 @click.option(
     "--warm",
@@ -112,9 +112,9 @@ def command(  # noqa: PLR0917  # click gives them by name
     logs.configure(as_json=json_logs, secrets=_secrets(settings))
     for note in misspelt(options=_option_variables()):
         log.warning(note, action="worker.misspelt_variable")
-    path = registry or settings.registry
-    if path is None:
-        raise SettingsError("no registry is named", field="--registry", fix="write --registry models.toml")
+    path = registry or settings.registry or SHIPPED
+    if path == SHIPPED:
+        log.info("no registry is named; the shipped miniatures are rendered", action="worker.miniatures")
     names = _model_names(models, path)
     options = WorkerOptions(
         device=device,

@@ -32,6 +32,9 @@ Prediction = Literal["epsilon", "v"]
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 TextDtypeName = Literal["auto", "float32", "float16"]
 
+SHIPPED: Final = Path(__file__).with_name("miniatures") / "models.toml"
+"""The project's own miniature models, which are rendered where no registry is named."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MOST_NAMES: Final = 8
 _INJECTED: Final = {"name", "base"}

@@ -60,7 +60,7 @@ wrong, 130 interrupted.
 """
 )
 @click.argument("receipt", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@registry_option(required=True)
+@registry_option
 @click.option(
     "--inputs", "folders", type=click.Path(exists=True, file_okay=False, path_type=Path), multiple=True,
     help="Folder to look for the job's pictures in; can be repeated. The receipt's own is always looked in.",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from overpaint_producer.local import LocalFarm
 
 EPILOG = examples(
-    ("overpaint up", "the farm with the demo's tiny models, until Ctrl-C"),
+    ("overpaint up", "the farm with the miniature models, until Ctrl-C"),
     ("overpaint up --once", "the same, but stop when the demo is done"),
     ("overpaint up --registry models.toml --device cuda:0", "your own models on a GPU"),
 )
@@ -42,7 +42,7 @@ EPILOG = examples(
 @click.option(
     "--registry",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The worker's models.toml; without it, the demo's tiny ones.",
+    help="The worker's models.toml; without it, the shipped miniatures.",
 )
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda:N|all", help="What renders.")
 @click.option(
@@ -116,11 +116,7 @@ def _demo(farm: "LocalFarm", *, as_json: bool) -> None:
     say("Demo: one drawing, three strengths of img2img, on this farm")
     with farm.connect() as client:
         model = farm.demo_model(client)
-        made = demo.render(
-            client, model, farm.data / "demo", trained=farm.trained, say=lambda line: say(f"  {line}")
-        )
-    if not farm.trained:
-        say(f"  {demo.UNTRAINED}")
+        made = demo.render(client, model, farm.data / "demo", trained=True, say=lambda line: say(f"  {line}"))
     say(f"  look at {farm.shown(made.sheet)}\n")
     if as_json:
         emit(_described(made))
