@@ -168,10 +168,10 @@ class Compose:
         told.rename(told.with_name("workers.yml"))
 
     def start_prometheus(self, program: Path) -> None:
-        """The real one, with the compose file's configuration and rules, fifteen times as often."""
+        """The real one, with the compose file's configuration and rules, but more often."""
         source, here = ROOT / "deploy" / "prometheus", self.folder / "prometheus"
         config = yaml.safe_load(self.here((source / "compose.yml").read_text()))
-        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["global"] = {"scrape_interval": "2s", "evaluation_interval": "2s"}
         (workers,) = [each for each in config["scrape_configs"] if each["job_name"] == "overpaint-worker"]
         del workers["dns_sd_configs"]  # Docker's name server
         workers["file_sd_configs"][0]["refresh_interval"] = "1s"
@@ -282,6 +282,11 @@ def panels() -> dict[str, list[str]]:
     }
 
 
+def empty_panels(farm: Compose) -> dict[str, list[str]]:
+    """The panels with a query that Prometheus has no sample for."""
+    return {title: exprs for title, exprs in panels().items() if not all(map(farm.query, exprs))}
+
+
 def value(samples: list[Any]) -> float | None:
     """The value of a single sample, if there is one."""
     return float(samples[0]["value"][1]) if samples else None
@@ -325,10 +330,12 @@ def test_the_compose_files_farm_renders_over_two_models_and_scales_without_losin
         assert 'overpaint_workers_serving{model="mini-inpaint"} 3.0' in told
         if prometheus:
             up = 'sum(up{job="overpaint-worker"})'
-            wait_until(lambda: value(farm.query(up)) == 3, what="Prometheus scrapes three workers")
+            wait_until(
+                lambda: value(farm.query(up)) == 3, within_s=120, what="Prometheus scrapes three workers"
+            )
 
         second = client.submit_many(jobs(tmp_path, 30))
-        wait_until(lambda: len(renderers(second)) == 3, within_s=60, what="all three render")
+        wait_until(lambda: len(renderers(second)) == 3, within_s=120, what="all three render")
         for child, _ in more:  # as `docker compose up --scale worker-cpu=1` does
             child.process.terminate()
         assert ended(second)[JobState.DONE] < 30, "they leave in the middle of it"
@@ -360,9 +367,10 @@ def seen_by_prometheus(farm: Compose) -> None:
     done = 'sum(overpaint_job_transitions_total{state="done"})'
     wait_until(lambda: value(farm.query(done)) == 80, what="Prometheus has seen all jobs done")
     wait_until(lambda: value(farm.query('count(up{job="overpaint-worker"})')) == 1)
-    drawn = panels()
-    assert len(drawn) > 25
-    assert {title: exprs for title, exprs in drawn.items() if not all(map(farm.query, exprs))} == {}
+    assert len(panels()) > 25
+    with suppress(AssertionError):  # a scrape may fail where the machine is busy; the next one will not
+        wait_until(lambda: not empty_panels(farm))
+    assert empty_panels(farm) == {}
     models = {
         each["metric"]["model"] for each in farm.query('overpaint_job_transitions_total{state="done"} > 0')
     }
