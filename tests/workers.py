@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from overpaint_producer.children import guarded
 from overpaint_shared.ledger import TERMINAL, JobRecord, JobState, Ledger, Submission
 from overpaint_shared.queues import make_app, publish
 from overpaint_shared.settings import Settings
@@ -148,7 +149,7 @@ class TestFarm:
             given["engine"] = [sys.executable, fake_engine.__file__]
         with log.open("wb") as out:
             popen = subprocess.Popen(
-                [sys.executable, str(RUN_WORKER), json.dumps(given)],
+                guarded([sys.executable, str(RUN_WORKER), json.dumps(given)]),
                 cwd=REPOSITORY,
                 env=os.environ
                 | self.environment()

@@ -54,16 +54,31 @@ class Child:
         return ""
 
 
-def start(name: str, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> Child:
-    """Start `argv` under guard: it gets SIGTERM when the calling *thread* ends, so call from one that lives.
+def guarded(argv: Sequence[str], last: signal.Signals = signal.SIGKILL) -> list[str]:
+    """The command that runs `argv` and ends with this process, however that ends: it is sent `last` then.
+
+    To be started from a thread that lives: the kernel watches the *thread* that did it. SIGKILL is the one
+    signal that also ends what is stopped, hangs, or waits for a service that has gone before it.
+    """
+    return [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), str(int(last)), *argv]
+
+
+def start(
+    name: str,
+    argv: Sequence[str],
+    *,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    last: signal.Signals = signal.SIGKILL,
+) -> Child:
+    """Start `argv`, `guarded`, in a session of its own.
 
     `env` is added to this process's environment. A program that is not there shows in `wait_ready`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    guarded = [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), *argv]
     with log.open("ab") as out:
         process = subprocess.Popen(
-            guarded,
+            guarded(argv, last),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""Becomes another program that ends when its parent does: `python guard.py PARENT-PID PROGRAM ARGUMENT...`.
+"""Becomes another program that ends with its parent: `python guard.py PARENT-PID SIGNAL PROGRAM ARGUMENT...`.
 
 A farm's servers must not outlive the `overpaint up` that started them, however it died. Linux can send a
 signal to a child when its parent ends, but the child has to ask for it, between fork and exec. Python's
@@ -8,17 +8,16 @@ can do neither. This one is replaced by PROGRAM at once, so that PROGRAM has its
 
 import ctypes
 import os
-import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
 
 
 def main(argv: list[str]) -> None:
-    """Ask to be terminated with the parent, then become PROGRAM. argv as `sys.argv`."""
-    parent, program = int(argv[1]), argv[2:]
+    """Ask to be sent SIGNAL, a number, at the parent's end, then become PROGRAM. argv as `sys.argv`."""
+    parent, last, program = int(argv[1]), int(argv[2]), argv[3:]
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, last)
     if os.getppid() != parent:  # it ended before we asked
         sys.exit(0)
     os.execvp(program[0], program)  # noqa: S606 - no shell is the point

@@ -155,7 +155,8 @@ class LocalFarm:
             argv += ["--threads", str(max(1, (os.cpu_count() or 2) - 1))]
         if self.plan.device != "all":
             argv += ["--name", name]
-        child = children.start("worker", argv, log=self._log("worker"))
+        # Asked, it gives its jobs back, where Redis is yours and goes on. The others lose nothing by SIGKILL.
+        child = children.start("worker", argv, log=self._log("worker"), last=signal.SIGTERM)
         named = registry or self.settings.registry
         models = f"models of {self.shown(named)}" if named else "the miniature models"
         where = f"{self.plan.device}, {self.plan.slots} slots, {models}"

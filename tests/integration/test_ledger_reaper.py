@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from overpaint_producer.children import guarded
 from overpaint_producer.services import find_redis, free_ports, start_redis
 from overpaint_shared.errors import (
     EngineDied,
@@ -432,7 +433,7 @@ def test_a_redis_cluster_is_refused_by_name(tmp_path: Path):
     # A cluster's members also talk on this port plus 10,000, and Redis does not start where there is none.
     port = next(port for port in free_ports(64) if port < 55_000)
     options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--cluster-enabled", "yes"]
-    with subprocess.Popen([find_redis(), *options], stdout=subprocess.DEVNULL) as server:
+    with subprocess.Popen(guarded([find_redis(), *options]), stdout=subprocess.DEVNULL) as server:
         try:
             books = ledger(f"redis://127.0.0.1:{port}/0")
             error = wait_until(lambda: _refusal(books.ping, "Cluster"), what="the cluster answers")

@@ -195,3 +195,19 @@ def test_a_server_ends_when_the_process_that_started_it_is_killed(tmp_path: Path
         assert not gone(server)
         os.kill(starter.pid, signal.SIGKILL)
         wait_for(lambda: gone(server))
+
+
+def test_a_server_that_is_stopped_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    """A request to end would wait in its queue for ever."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as starter:
+        assert starter.stdout is not None
+        server = int(starter.stdout.readline())
+        os.kill(server, signal.SIGSTOP)
+        os.kill(starter.pid, signal.SIGKILL)
+        try:
+            wait_for(lambda: gone(server))
+        finally:
+            if not gone(server):
+                os.kill(server, signal.SIGKILL)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from overpaint_producer.children import guarded
 from overpaint_producer.services import free_ports
 from overpaint_shared.ledger import JobState
 from tests.waiting import wait_until
@@ -25,7 +26,7 @@ class Flower:
         options = [f"--port={port}", "--address=127.0.0.1", f"--basic_auth={USER}", "--read_only=False"]
         broker = f"--broker={farm.settings.redis_url}"
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "celery", broker, "flower", *options],
+            guarded([sys.executable, "-m", "celery", broker, "flower", *options]),
             cwd=REPOSITORY,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 
 import structlog
@@ -155,7 +156,7 @@ class Supervisor:
         post.popen = subprocess.Popen(
             post.command,
             process_group=0,
-            preexec_fn=_end_with_parent,  # noqa: PLW1509  # this process has no other threads
+            preexec_fn=partial(_end_with, os.getpid()),  # noqa: PLW1509  # this process has no other threads
         )
         log.info("worker started", action="supervisor.started", device=post.device, worker_pid=post.popen.pid)
 
@@ -172,8 +173,10 @@ class Supervisor:
 _libc = ctypes.CDLL(None)
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before we asked
+        os._exit(0)
 
 
 def supervise(arguments: Sequence[str], metrics_port: int | None = None) -> int:
