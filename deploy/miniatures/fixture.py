@@ -2,12 +2,13 @@
 
 `python -m deploy.miniatures.fixture --out tests/data/miniatures` writes `NUMBER.png` (RGB), `NUMBER-WORD.png`
 (one bit: where the object shows), and `scenes.json` with each scene's caption, ground and words. The scenes
-are the fewest that a simple search finds in which every object shows at least twice.
+are those that come first by number, without the ones that show nothing new.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -18,8 +19,6 @@ from deploy.miniatures import world
 from deploy.miniatures.measure import UNSEEN
 
 TIMES = 2  # that each object shows at least
-SEARCHED = 400  # scenes
-SEEN = 1500  # pixels that an object must show to count: one that hides behind another is no fair question
 
 
 def main() -> None:
@@ -30,24 +29,22 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
-    scenes = chosen({number: world.scene(number) for number in range(UNSEEN, UNSEEN + SEARCHED)})
-    told = {str(number): write(folder, number, scene) for number, scene in sorted(scenes.items())}
+    scenes = chosen()
+    told = {str(number): write(folder, number, scene) for number, scene in scenes.items()}
     (folder / "scenes.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
-def chosen(scenes: dict[int, world.Scene]) -> dict[int, world.Scene]:
-    """Greedily the scene that shows most of what is still wanted, the lowest number first."""
-    fair = {
-        number: scene
-        for number, scene in scenes.items()
-        if all((mask > 127).sum() > SEEN for mask in scene.masks.values())
-    }
-    wanted = Counter(dict.fromkeys(world.OBJECTS, TIMES))
+def chosen() -> dict[int, world.Scene]:
+    """The first scenes, until every object shows `TIMES`, without those whose objects all do already."""
+    shown: Counter[str] = Counter()
     found: dict[int, world.Scene] = {}
-    while +wanted:
-        number = max(fair, key=lambda n: (sum(wanted[word] > 0 for word in fair[n].masks), -n))
-        found[number] = fair.pop(number)
-        wanted.subtract(list(found[number].masks))
+    for number in itertools.count(UNSEEN):
+        scene = world.scene(number)
+        if any(shown[word] < TIMES for word in scene.masks):
+            found[number] = scene
+            shown.update(list(scene.masks))
+        if all(shown[word] >= TIMES for word in world.OBJECTS):
+            break
     return found
 
 
