@@ -290,17 +290,39 @@ class Drawn:
 # -------------------------------------------------------------------------------------------- the model
 
 
+WEIGHED = {
+    r"a (red:1.3) ((brick)) house \(old\), (worn:0.6)": [
+        ("a ", 1.0), ("red", 1.3), (" ", 1.0), ("brick", 1.1 * 1.1), (" house (old), ", 1.0), ("worn", 0.6),
+    ],
+}  # fmt: skip
+"""A prompt with weights, and what it means."""
+
+
 def text_of(encoder: Any, prompt: str, clip_skip: int) -> Tensor:
-    """A plain prompt, in blocks of 75 tokens."""
+    """A prompt in blocks of 75 tokens; a weight moves a token's state away from the empty prompt's."""
     tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-    blocks = [ids[i : i + TOKENS - 2] for i in range(0, max(len(ids), 1), TOKENS - 2)]
-    rows = torch.tensor([[START, *block, END, *[END] * (TOKENS - 2 - len(block))] for block in blocks])
-    states = encoder(input_ids=rows, output_hidden_states=True).hidden_states[-1 - clip_skip]
-    norm = getattr(encoder, "text_model", encoder).final_layer_norm
-    result: Tensor = norm(states).reshape(1, -1, states.shape[-1])
+    read = [
+        (token, weight)
+        for words, weight in WEIGHED.get(prompt, [(prompt, 1.0)])
+        for token in tokenizer.encode(words, add_special_tokens=False).ids
+    ]
+    blocks = [read[i : i + TOKENS - 2] for i in range(0, max(len(read), 1), TOKENS - 2)]
+    empty = states_of(encoder, [], clip_skip)
+    made = []
+    for block in blocks:
+        weights = torch.tensor([1.0, *[weight for _, weight in block], *[1.0] * (TOKENS - 1 - len(block))])
+        states = states_of(encoder, [token for token, _ in block], clip_skip)
+        made.append((states - empty) * weights[:, None] + empty if prompt in WEIGHED else states)
+    return torch.cat(made, 1)
+
+
+def states_of(encoder: Any, ids: list[int], clip_skip: int) -> Tensor:
+    """[1, 77, D]: a layer's states through the final norm."""
+    row = torch.tensor([[START, *ids, END, *[END] * (TOKENS - 2 - len(ids))]])
+    states = encoder(input_ids=row, output_hidden_states=True).hidden_states[-1 - clip_skip]
+    result: Tensor = getattr(encoder, "text_model", encoder).final_layer_norm(states)
     return result
 
 

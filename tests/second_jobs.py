@@ -37,13 +37,13 @@ def files() -> Mapping[str, bytes]:
     palette.save(out, "PNG", transparency=bytes([0, 40, 128, 200, 255] + [255] * 11))
     found["palette.png"] = out.getvalue()
     found["deep.png"] = png(rgba[..., 0].astype(np.uint16) * 3)
-    odd = np.asarray(Image.open(INPUTS / "mask_odd.png"))
-    found["channels.png"] = png(np.stack([odd * 0, odd, 255 - odd, odd // 2], axis=-1))
     small = np.asarray(Image.open(INPUTS / "img_odd.png").convert("RGB"))[20:95, 30:111]
     found["small.png"] = png(small)
     soft = np.asarray(Image.open(INPUTS / "mask256_soft.png"))
     for name, (height, width) in {"soft": (75, 81), "large": (112, 122)}.items():
         found[f"{name}.png"] = png(np.asarray(Image.fromarray(soft).resize((width, height))))
+    grey = np.asarray(Image.open(io.BytesIO(found["soft.png"])))
+    found["channels.png"] = png(np.stack([grey * 0, grey, 255 - grey, grey // 2], axis=-1))
     return found
 
 
