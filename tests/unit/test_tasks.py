@@ -34,7 +34,8 @@ from overpaint_worker import protocol
 from overpaint_worker.engine_client import Answer, Gone
 from overpaint_worker.keeper import Keeper
 from overpaint_worker.metrics import Metrics
-from overpaint_worker.tasks import Patience, Renderer, Room
+from overpaint_worker.patience import Patience
+from overpaint_worker.tasks import Renderer, Room
 
 SHA = "0" * 64
 SPEC = {

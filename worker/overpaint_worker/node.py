@@ -23,8 +23,9 @@ from overpaint_worker.engine_client import EngineClient, Launch, engine_environm
 from overpaint_worker.keeper import Keeper
 from overpaint_worker.metrics import Metrics
 from overpaint_worker.options import CPU, WorkerOptions
+from overpaint_worker.patience import Patience
 from overpaint_worker.stopping import Drain
-from overpaint_worker.tasks import Patience, register
+from overpaint_worker.tasks import register
 from overpaint_worker.waker import Waker
 
 UPLOAD_THREADS = 8

@@ -1,9 +1,8 @@
 """The Celery task: one attempt at one job, from its claim to the ledger's word that it counts.
 
 The ledger decides, Celery only wakes: the message is acknowledged when the attempt has ended (`acks_late`),
-but nothing
-depends on it. A message for which there is nothing to do ends with `Ignore`, so that Flower keeps the real
-run's state.
+but nothing depends on it. A message for which there is nothing to do ends with `Ignore`, so that Flower keeps
+the real run's state.
 """
 
 import time
@@ -20,14 +19,10 @@ from structlog.contextvars import bound_contextvars
 
 from overpaint_shared.errors import (
     EngineError,
-    InputError,
     JobError,
     OverpaintError,
     ServiceError,
     SpecError,
-    StoreDenied,
-    StoreMissing,
-    StoreNoBucket,
     UnsupportedError,
 )
 from overpaint_shared.job import JobSpec, Output, parse_job
@@ -38,8 +33,10 @@ from overpaint_shared.store import Store
 from overpaint_worker import protocol
 from overpaint_worker.cycle import Intake
 from overpaint_worker.engine_client import Answer, EngineClient, Gone
+from overpaint_worker.inputs import Inputs
 from overpaint_worker.keeper import Attempt, Keeper
 from overpaint_worker.metrics import COMMIT, Metrics
+from overpaint_worker.patience import Patience, Stopped, check, patiently
 
 CONTENT_TYPES: Mapping[str, str] = {
     "png": "image/png",
@@ -48,8 +45,6 @@ CONTENT_TYPES: Mapping[str, str] = {
     "jpeg": "image/jpeg",
     "json": "application/json",
 }
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
-WAIT_S = 0.2
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -59,25 +54,12 @@ class JobFailed(Exception):
     """Shown by Flower as the task's failure; the ledger has the whole error."""
 
 
-class _Stopped(Exception):
-    """The attempt is to end: cancelled, or no longer ours."""
-
-
 @dataclass(frozen=True)
 class GiveBack:
     """The job returns to its queue."""
 
     reason: ReleaseReason
     why: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How long an attempt keeps trying while a service is away, in seconds. Its lease is kept meanwhile."""
-
-    fetch_s: float = 60.0
-    store_s: float = 300.0
-    commit_s: float = 300.0
 
 
 @dataclass
@@ -190,12 +172,12 @@ class Renderer:
         try:
             spec = parse_job(claim.spec_json)
             self._kind = (spec.model, spec.method.kind)
-            inputs = self._fetch(claim.owner, spec, attempt)
+            pictures = self._fetch(claim.owner, spec, attempt)
             self._timing.mark("fetch_s")
-            answer = self._rendered(claim, inputs, attempt)
+            answer = self._rendered(claim, pictures, attempt)
             self._timing.mark("engine_s")
             return self._outcome(answer, attempt, claim.owner, spec.output)
-        except _Stopped:
+        except Stopped:
             return Cancelled()
         except (UnsupportedError, SpecError) as error:  # a newer spec than this worker knows
             return GiveBack(ReleaseReason.UNABLE, str(error))
@@ -208,51 +190,24 @@ class Renderer:
             return GiveBack(ReleaseReason.CRASHED, repr(error))
 
     def _fetch(self, owner: str, spec: JobSpec, attempt: Attempt) -> dict[str, bytes]:
-        inputs: dict[str, bytes] = {}
-        for path, reference in spec.image_refs():
-            if reference not in inputs:
-                inputs[reference] = self._fetch_one(owner, path, reference, attempt)
-        return inputs
-
-    def _fetch_one(self, owner: str, path: str, reference: str, attempt: Attempt) -> bytes:
-        store, most = self._room.store, self._room.limits.max_input_bytes
-        kind, _, sha256 = reference.partition(":")
-        try:
-            if kind == "sha256":
-                return self._patiently(
-                    lambda: store.get_input(owner, sha256, most), self._room.patience.fetch_s, attempt
-                )
-            if reference.startswith("s3://"):
-                return self._patiently(
-                    lambda: store.read_external(reference, most), self._room.patience.fetch_s, attempt
-                )
-        except InputError as error:
-            raise InputError(error.message, field=path, value=reference, fix=error.fix) from error
-        except (StoreMissing, StoreDenied, StoreNoBucket) as error:
-            if kind == "sha256" and not isinstance(error, StoreMissing):
-                raise  # the farm's own bucket: nothing that the job could mend
-            raise InputError(
-                f"the picture cannot be read: {error.message}",
-                field=path,
-                value=reference,
-                fix="submit the job again with a picture that is there",
-            ) from error
-        raise InputError(
-            "a worker reads stored pictures only",
-            field=path,
-            value=reference,
-            fix="submit with `overpaint submit`, which uploads files",
+        room = self._room
+        inputs = Inputs(
+            store=room.store,
+            owner=owner,
+            max_bytes=room.limits.max_input_bytes,
+            again=lambda call: self._patiently(call, room.patience.fetch_s, attempt),
         )
+        return inputs.fetch(spec)
 
-    def _rendered(self, claim: Claim, inputs: Mapping[str, bytes], attempt: Attempt) -> Answer:
-        self._check(attempt)
+    def _rendered(self, claim: Claim, pictures: Mapping[str, bytes], attempt: Attempt) -> Answer:
+        check(attempt)
         room = self._room
         future = room.engine.render(
             protocol.Render(
                 job=attempt.job,
                 token=attempt.token,
                 spec_json=claim.spec_json,
-                inputs=inputs,
+                inputs=pictures,
                 alone=claim.crashes > 0,
             )
         )
@@ -273,7 +228,7 @@ class Renderer:
                 return _refusal(answer)
 
     def _stored(self, done: protocol.Done, attempt: Attempt, owner: str, output: Output) -> Done:
-        self._check(attempt)
+        check(attempt)
         self._room.keeper.progress(attempt.job, attempt.token, "store")
         writes = [
             self._room.uploads.submit(self._put, attempt, name, data)
@@ -328,7 +283,7 @@ class Renderer:
                 self._room.patience.commit_s,
                 attempt,
             )
-        except (ServiceError, _Stopped) as error:
+        except (ServiceError, Stopped) as error:
             log.error("release failed", action="job.release_failed", error=str(error))  # noqa: TRY400
             self._ended("uncommitted")
             return
@@ -355,7 +310,7 @@ class Renderer:
                 attempt,
                 stop_on_cancel=False,
             )
-        except (ServiceError, _Stopped) as error:
+        except (ServiceError, Stopped) as error:
             log.error("commit failed", action="job.commit_failed", error=str(error))  # noqa: TRY400
             self._ended("uncommitted")
             return False
@@ -384,36 +339,10 @@ class Renderer:
         except ServiceError as error:  # `overpaint gc` finds it
             log.info("leftovers stay", action="job.leftovers", error=str(error))
 
-    # Waiting
-
-    def _check(self, attempt: Attempt) -> None:
-        if attempt.cancelled or attempt.fenced:
-            raise _Stopped
-
     def _patiently(
         self, call: Callable[[], T], within_s: float, attempt: Attempt, *, stop_on_cancel: bool = True
     ) -> T:
-        """Try again while a service is away, for at most `within_s`."""
-        end, pause = time.monotonic() + within_s, FIRST_PAUSE_S
-        while True:
-            try:
-                return call()
-            except StoreMissing:
-                raise
-            except ServiceError as error:
-                if time.monotonic() + pause > end:
-                    raise
-                self._room.metrics.retried()
-                log.info("service away, trying again", action="service.retry", error=str(error), in_s=pause)
-            self._pause(pause, attempt, stop_on_cancel=stop_on_cancel)
-            pause = min(LONGEST_PAUSE_S, pause * 2)
-
-    def _pause(self, seconds: float, attempt: Attempt, *, stop_on_cancel: bool) -> None:
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            if attempt.fenced or (attempt.cancelled and stop_on_cancel):
-                raise _Stopped
-            time.sleep(min(WAIT_S, left))
+        return patiently(call, within_s, attempt, self._room.metrics.retried, stop_on_cancel=stop_on_cancel)
 
 
 def _refusal(failed: protocol.Failed) -> Outcome | GiveBack:

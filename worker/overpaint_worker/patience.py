@@ -1,0 +1,73 @@
+"""How long an attempt goes on trying while a service is away; its lease is kept meanwhile."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import structlog
+
+from overpaint_shared.errors import ServiceError, StoreMissing
+from overpaint_worker.keeper import Attempt
+
+FIRST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 5.0
+WAIT_S: Final = 0.2
+"""Between two looks at whether the attempt is to end."""
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+class Stopped(Exception):
+    """The attempt is to end: cancelled, or no longer ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """For what an attempt tries how long, in seconds."""
+
+    fetch_s: float = 60.0
+    store_s: float = 300.0
+    commit_s: float = 300.0
+
+
+def check(attempt: Attempt) -> None:
+    """Raise Stopped if the attempt is to end."""
+    if attempt.cancelled or attempt.fenced:
+        raise Stopped
+
+
+def patiently(
+    call: Callable[[], T],
+    within_s: float,
+    attempt: Attempt,
+    retried: Callable[[], None],
+    *,
+    stop_on_cancel: bool = True,
+) -> T:
+    """Call until no service is away, for at most `within_s`; `retried` is told of each further try.
+
+    Raises Stopped, and the ServiceError of the last try; that an object is missing is no reason to wait.
+    """
+    end, pause = time.monotonic() + within_s, FIRST_PAUSE_S
+    while True:
+        try:
+            return call()
+        except StoreMissing:
+            raise
+        except ServiceError as error:
+            if time.monotonic() + pause > end:
+                raise
+            retried()
+            log.info("service away, trying again", action="service.retry", error=str(error), in_s=pause)
+        _pause(pause, attempt, stop_on_cancel=stop_on_cancel)
+        pause = min(LONGEST_PAUSE_S, pause * 2)
+
+
+def _pause(seconds: float, attempt: Attempt, *, stop_on_cancel: bool) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if attempt.fenced or (attempt.cancelled and stop_on_cancel):
+            raise Stopped
+        time.sleep(min(WAIT_S, left))
