@@ -6,6 +6,7 @@ were written by hand from the same graphs, painted by the reference's way writte
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ WORKFLOWS = Path(__file__).parents[1] / "data" / "workflows"
 RECORDED = ["img2img", "odd_vae_inpaint", "s_dpmpp_2m_karras", "controlnet_inpaint"]
 TYPED = {"odd_vae_inpaint", "controlnet_inpaint", "mask_editor"}
 """Rendered by a process of their own."""
-TEXTS = {"negative_prompt": "blurry, low quality"}
+TEXTS: dict[str, Any] = {"negative_prompt": "blurry, low quality"}
 CLIPSPACE = "clipspace/clipspace-mask-1733412.png"
 INPAINTING = {"controlnet": "tiny", "strength": 0.7, "latent": "latent_noise_mask"}
 BY_HAND = {
