@@ -15,7 +15,8 @@ import pytest
 
 from overpaint_shared.errors import EngineDied, EngineHung
 from overpaint_worker import protocol
-from overpaint_worker.engine_client import Answer, EngineClient, Gone, Launch, engine_environment
+from overpaint_worker.engine_client import Answer, EngineClient, Gone
+from overpaint_worker.engine_process import Launch, engine_environment
 from tests import fake_engine
 from tests.waiting import wait_until
 

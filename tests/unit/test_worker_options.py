@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from overpaint_shared.errors import SettingsError
-from overpaint_worker.engine_client import engine_environment
+from overpaint_worker.engine_process import engine_environment
 from overpaint_worker.main import _warm_names, command
 from overpaint_worker.options import WorkerOptions
 

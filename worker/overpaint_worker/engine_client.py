@@ -1,32 +1,23 @@
 """The engine process as its worker sees it: started, fed, watched, killed and started again.
 
 One permanent thread, the keeper, starts the process and reads from it. (It must be permanent: a process that
-asked to
-die with its parent dies with the *thread* that started it.) Another writes, so that no caller ever waits for
-a full
-pipe, and a third kills an engine that misses a deadline. Those who want a job rendered wait on a future.
+asked to die with its parent dies with the *thread* that started it.) Another writes, so that no caller ever
+waits for a full pipe, and a third kills an engine that misses a deadline. Those who want a job rendered wait
+on a future.
 """
 
-import os
-import queue
-import signal
-import socket
-import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Protocol
 
 import structlog
 
 from overpaint_shared.errors import EngineDied, EngineHung, OverpaintError
-from overpaint_worker.crashes import ANSWER_S, START_S, Barren, InFlight, Watch
+from overpaint_worker.crashes import Barren, InFlight
+from overpaint_worker.engine_process import EngineProcess, Launch, status_in_words
 from overpaint_worker.protocol import (
-    CPU_STAGE_BUDGET_S,
-    MAX_FRAME_BYTES,
     Cancel,
     Cancelled,
     Credits,
@@ -44,7 +35,6 @@ from overpaint_worker.protocol import (
     Stop,
     ToEngine,
     ToWorker,
-    decode,
     encode,
 )
 
@@ -63,17 +53,6 @@ class Gone:
 
 
 Answer = Done | Failed | Cancelled | Gone
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """How an engine is started. Its end of the socket is appended to `argv` as `--fd N`."""
-
-    argv: Sequence[str]
-    environment: Mapping[str, str]
-    start_s: float = START_S
-    answer_s: float = ANSWER_S
-    cpu_stage_s: float = CPU_STAGE_BUDGET_S
 
 
 class Listener(Protocol):
@@ -109,7 +88,7 @@ class EngineClient:
         self._listener = listener
         self._lock = threading.Lock()
         self._futures: dict[tuple[str, int], Future[Answer]] = {}
-        self._process: _Process | None = None
+        self._process: EngineProcess | None = None
         self._closing = threading.Event()
         self._barren = Barren()
         self._keeper = threading.Thread(target=self._keep, name="engine-keeper", daemon=True)
@@ -169,7 +148,7 @@ class EngineClient:
 
     def _keep(self) -> None:
         while not self._closing.is_set():
-            process = _Process(self._launch)
+            process = EngineProcess(self._launch)
             with self._lock:
                 self._process = process
             log.info("engine started", action="engine.started", engine_pid=process.popen.pid)
@@ -185,7 +164,7 @@ class EngineClient:
                 return
             self._closing.wait(self._barren.pause_s)
 
-    def _heard(self, process: "_Process", message: ToWorker) -> None:
+    def _heard(self, process: EngineProcess, message: ToWorker) -> None:
         with self._lock:
             process.watch.note(message, time.monotonic())
         match message:
@@ -216,7 +195,7 @@ class EngineClient:
             case Stats():
                 self.stats, self.loaded = message, frozenset(message.models)
 
-    def _ended(self, process: "_Process", error: Exception) -> None:
+    def _ended(self, process: EngineProcess, error: Exception) -> None:
         status = process.reap()
         with self._lock:
             self._process = None
@@ -231,7 +210,7 @@ class EngineClient:
             why = EngineHung(f"the engine hung and was killed: {process.hung}")
         else:
             said = f": {error}" if isinstance(error, ProtocolError) else ""
-            why = EngineDied(f"the engine ended, {_status_in_words(status)}{said}")
+            why = EngineDied(f"the engine ended, {status_in_words(status)}{said}")
         log.error(
             str(why),
             action="engine.hung" if process.hung else "engine.died",
@@ -273,65 +252,6 @@ class EngineClient:
                 process.popen.kill()
 
 
-class _Process:
-    """One engine process and its pipe."""
-
-    def __init__(self, launch: Launch) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self.popen = subprocess.Popen(
-                [*launch.argv, "--fd", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=dict(launch.environment),
-            )
-        self._connection = Connection(ours.detach())
-        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self.hung: str | None = None
-        self.watch = Watch(
-            started_at=time.monotonic(),
-            start_s=launch.start_s,
-            answer_s=launch.answer_s,
-            cpu_stage_s=launch.cpu_stage_s,
-        )
-        self._writer = threading.Thread(target=self._write, name="engine-writer", daemon=True)
-        self._writer.start()
-
-    def send(self, frame: bytes) -> None:
-        """Queue a frame."""
-        self._outbox.put(frame)
-
-    def read(self) -> ToWorker:
-        """The next message. Raises EOFError or OSError at the end, ProtocolError for what is none."""
-        message = decode(self._connection.recv_bytes(MAX_FRAME_BYTES))
-        if isinstance(message, Render | Cancel | Load | Stop):
-            raise ProtocolError(f"the engine sent a {type(message).__name__} message")
-        return message
-
-    def reap(self) -> int:
-        """End it for certain; its exit status."""
-        self._outbox.put(None)
-        self.popen.kill()
-        status = self.popen.wait()
-        self._writer.join()  # its descriptor must not be closed, and taken by another, under its hands
-        self._connection.close()
-        return status
-
-    def leave(self, within_s: float) -> None:
-        """Wait for it to end by itself, then kill it."""
-        try:
-            self.popen.wait(within_s)
-        except subprocess.TimeoutExpired:
-            self.popen.kill()
-
-    def _write(self) -> None:
-        while (frame := self._outbox.get()) is not None:
-            try:
-                self._connection.send_bytes(frame)
-            except OSError:  # it is gone, the keeper sees the end of the pipe
-                return
-
-
 def _log_ready(ready: Ready) -> None:
     log.info(
         "engine ready",
@@ -340,23 +260,3 @@ def _log_ready(ready: Ready) -> None:
         device=ready.device,
         device_name=ready.device_name,
     )
-
-
-def _status_in_words(status: int) -> str:
-    if status >= 0:
-        return f"exit status {status}"
-    try:
-        return f"killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"killed by signal {-status}"
-
-
-SECRET_VARIABLES = ("OVERPAINT_REDIS_URL", "OVERPAINT_S3_ACCESS_KEY", "OVERPAINT_S3_SECRET_KEY")
-
-
-def engine_environment(visible_devices: str) -> dict[str, str]:
-    """The engine's environment: pinned to its device before torch is imported, and without the farm's
-    secrets.
-    """
-    kept = {k: v for k, v in os.environ.items() if k not in SECRET_VARIABLES and not k.startswith("AWS_")}
-    return kept | {"CUDA_VISIBLE_DEVICES": visible_devices}

@@ -19,7 +19,8 @@ from overpaint_shared.store import Store
 from overpaint_worker import logs, protocol, transport
 from overpaint_worker.cycle import STRATEGY, Intake, ModelCycle
 from overpaint_worker.engine.options import EngineOptions
-from overpaint_worker.engine_client import EngineClient, Launch, engine_environment
+from overpaint_worker.engine_client import EngineClient
+from overpaint_worker.engine_process import Launch, engine_environment
 from overpaint_worker.keeper import Keeper
 from overpaint_worker.metrics import Metrics
 from overpaint_worker.options import CPU, WorkerOptions
