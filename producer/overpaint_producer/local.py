@@ -200,10 +200,6 @@ class LocalFarm:
         """A path as people at the working directory would write it."""
         return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
-    def demo_model(self, client: Farm) -> str:
-        """The model to show: the first by name that the worker offers."""
-        return min(model for record in client.workers() for model in record.models)
-
     # Running and stopping
 
     def _watch(self) -> None:

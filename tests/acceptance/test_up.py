@@ -21,7 +21,7 @@ import redis
 from PIL import Image, ImageChops, ImageStat
 
 from overpaint_producer.children import guarded
-from overpaint_producer.demo import SOURCE
+from overpaint_producer.demo import MASK, SCENE
 from overpaint_producer.local import GRACE_S
 from overpaint_producer.services import S3Service, start_s3
 from tests.waiting import wait_until
@@ -134,15 +134,22 @@ def test_up_once_renders_the_demo_into_s3_and_onto_disk_and_leaves_nothing(
         assert up.process.wait(LEAVE_S) == 0, up.said
         assert up.left() == []
 
-    source = Image.open(SOURCE).convert("RGB")
-    pictures = [Image.open(path) for path in demo["pictures"]]
-    assert [(picture.size, picture.mode) for picture in pictures] == [(source.size, "RGB")] * 3
-    changes = [difference(picture, source) for picture in pictures]
-    assert changes == sorted(changes), "more denoise must change more"
-    assert changes[0] < 25, "at the lowest strength the drawing must be recognisable"
-    assert changes[2] > changes[0] * 1.3
+    scene, outside = Image.open(SCENE).convert("RGB"), Image.open(MASK).point(lambda level: 255 - level)
+    pictures = {Path(path).stem: Image.open(path) for path in demo["pictures"]}
+    assert list(pictures) == [
+        "img2img-0.3", "img2img-0.6", "vae-encode-inpaint", "latent-noise-mask", "controlnet-inpaint",
+        "inpaint-model", "clipseg",
+    ]  # fmt: skip
+    assert {(picture.size, picture.mode) for picture in pictures.values()} == {(scene.size, "RGB")}
+    assert difference(pictures["img2img-0.3"], scene) < difference(pictures["img2img-0.6"], scene)
+    for name, picture in pictures.items():
+        assert difference(picture, scene) > 2, f"{name}: the cat must change"
+        if "img2img" not in name and name != "clipseg":
+            kept = [Image.composite(each, Image.new("RGB", each.size), outside) for each in (picture, scene)]
+            assert difference(*kept) == 0, f"{name}: outside the mask nothing may change"
     with Image.open(demo["sheet"]) as sheet:
-        assert sheet.width > 4 * 384
+        assert sheet.width > 5 * 320
+        assert sheet.height > 2 * 320
 
     s3 = start_s3(tmp_path / "overpaint-data" / "s3")  # what was stored must outlive the farm
     try:

@@ -113,10 +113,9 @@ class _Signals:
 def _demo(farm: "LocalFarm", *, as_json: bool) -> None:
     from overpaint_producer import demo
 
-    say("Demo: one drawing, three strengths of img2img, on this farm")
+    say("Demo: a cat becomes a dog, by every method that the models can do")
     with farm.connect() as client:
-        model = farm.demo_model(client)
-        made = demo.render(client, model, farm.data / "demo", trained=True, say=lambda line: say(f"  {line}"))
+        made = demo.render(client, farm.data / "demo", say=lambda line: say(f"  {line}"))
     say(f"  look at {farm.shown(made.sheet)}\n")
     if as_json:
         emit(_described(made))

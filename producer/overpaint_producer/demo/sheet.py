@@ -1,4 +1,4 @@
-"""A contact sheet: pictures side by side, each with its label."""
+"""A contact sheet: pictures in rows, each with its label."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,13 @@ from io import BytesIO
 
 from PIL import Image, ImageDraw, ImageFont
 
-SIDE = 384
+SIDE = 320
 """Longer side of a picture on the sheet, pixels."""
+COLUMNS = 5
 MARGIN = 24
 LINE = 40
 """Height of a line of text."""
-PAPER, INK, FAINT = "#ffffff", "#1c1c1c", "#8a1f11"
+PAPER, INK = "#ffffff", "#1c1c1c"
 
 
 @dataclass(frozen=True)
@@ -22,20 +23,20 @@ class Panel:
     picture: bytes
 
 
-def contact_sheet(panels: Sequence[Panel], *, title: str, note: str = "") -> Image.Image:
-    """The panels in one row under `title`, `note` below them in red. RGB."""
-    width = MARGIN + len(panels) * (SIDE + MARGIN)
-    height = MARGIN + LINE + SIDE + LINE + (LINE if note else 0) + MARGIN
-    sheet = Image.new("RGB", (width, height), PAPER)
+def contact_sheet(panels: Sequence[Panel], *, title: str) -> Image.Image:
+    """The panels in rows of five under `title`. RGB."""
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // COLUMNS)
+    size = (MARGIN + columns * (SIDE + MARGIN), MARGIN + LINE + rows * (SIDE + LINE + MARGIN))
+    sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, MARGIN), title, INK, _font(24))
-    top = MARGIN + LINE
     for at, panel in enumerate(panels):
-        left = MARGIN + at * (SIDE + MARGIN)
+        row, column = divmod(at, COLUMNS)
+        left, top = MARGIN + column * (SIDE + MARGIN), MARGIN + LINE + row * (SIDE + LINE + MARGIN)
         picture = _fitted(panel.picture)
         sheet.paste(picture, (left + (SIDE - picture.width) // 2, top + (SIDE - picture.height) // 2))
-        draw.text((left + SIDE / 2, top + SIDE + 8), panel.label, INK, _font(22), anchor="ma")
-    draw.text((MARGIN, top + SIDE + LINE + 8), note, FAINT, _font(20))
+        draw.text((left + SIDE / 2, top + SIDE + 8), panel.label, INK, _font(20), anchor="ma")
     return sheet
 
 
