@@ -24,6 +24,7 @@ from overpaint_worker.engine.session import House
 from overpaint_worker.registry import Entry, Registry
 from tests.device import DEVICE_NAME
 
+set_up_torch(threads=1)  # as an engine starts: also for tests that build a part of it by themselves
 DEVICE = open_device(DEVICE_NAME)
 PARITY = Path(__file__).parent / "data" / "parity"
 INPUTS = PARITY / "inputs"
@@ -32,7 +33,6 @@ INPUTS = PARITY / "inputs"
 @cache
 def house(registry: Path, dtype: str = "float32", limits: Limits | None = None, kept: int = 9) -> House:
     """The tiny models, each loaded once for all tests of a run; what they compute in is the test's affair."""
-    set_up_torch(threads=1)
     names = _computed_in(dtype, Registry.load(registry))
     return House(
         models=ModelStore(names, DEVICE, kept), segmenters=SegmenterStore(names, DEVICE),
