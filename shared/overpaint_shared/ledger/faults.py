@@ -7,7 +7,10 @@ from contextlib import contextmanager
 import redis
 from redis.exceptions import (
     AuthenticationError,
+    ClusterError,
+    MasterDownError,
     NoPermissionError,
+    ReadOnlyError,
     ResponseError,
 )
 from redis.exceptions import (
@@ -20,6 +23,8 @@ from redis.exceptions import (
 from overpaint_shared.errors import LedgerFull, LedgerUnreachable, OverpaintError
 
 _CLUSTER = re.compile(r"\b(MOVED|CROSSSLOT|CLUSTERDOWN|ASK)\b|non local key|cluster mode", re.IGNORECASE)
+_NO_WRITES = re.compile(r"\b(BUSY|UNKILLABLE|NOREPLICAS|MASTERDOWN)\b")
+"""States of a server in which it takes no command, or no write; they pass, or an operator ends them."""
 
 
 def address(client: redis.Redis) -> str:
@@ -46,7 +51,7 @@ def typed(error: Exception, where: str) -> OverpaintError | None:
         return unreachable(text, where)
     if isinstance(error, NoPermissionError) or "ACL failure in script" in text:
         return _denied(text, where)
-    return _refused(text, where) if isinstance(error, ResponseError) else None
+    return _refused(error, text, where) if isinstance(error, ResponseError) else None
 
 
 def unreachable(why: str, where: str) -> LedgerUnreachable:
@@ -60,7 +65,7 @@ def unreachable(why: str, where: str) -> LedgerUnreachable:
     )
 
 
-def _refused(text: str, where: str) -> OverpaintError | None:
+def _refused(error: ResponseError, text: str, where: str) -> OverpaintError | None:
     if "used memory > 'maxmemory'" in text:
         return LedgerFull(
             f"Redis at {where} has reached its maxmemory",
@@ -75,14 +80,22 @@ def _refused(text: str, where: str) -> OverpaintError | None:
             value=where,
             fix="free disk space on its host",
         )
-    if _CLUSTER.search(text):
+    if isinstance(error, MasterDownError) or _NO_WRITES.search(text):
+        return LedgerUnreachable(
+            f"Redis at {where} takes no writes now: {text}",
+            field="redis_url",
+            value=where,
+            fix="see its log; a primary waits for its replicas, or a script keeps it busy",
+        )
+    if isinstance(error, ClusterError) or _CLUSTER.search(text):
         return LedgerUnreachable(
             f"Redis at {where} is a Redis Cluster, which is not supported",
             field="redis_url",
             value=where,
             fix="use one Redis primary, with replicas if you like",
         )
-    if "READONLY" in text:
+    # The client takes the word off an answer, but not where a script's error quotes it.
+    if isinstance(error, ReadOnlyError) or "READONLY" in text:
         return LedgerUnreachable(
             f"Redis at {where} is a read-only replica",
             field="redis_url",
