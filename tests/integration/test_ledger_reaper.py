@@ -200,6 +200,17 @@ def test_a_job_that_waits_too_long_moves_up_one_class_at_a_time(
     assert all(due == [classes] for classes, due in seen)
 
 
+def test_a_job_that_waited_too_long_and_whose_message_was_lost_moves_up_at_once(
+    books: Ledger, redis_url: str, redis_client: redis.Redis
+):
+    books.submit([job("a", priority=9)])
+    # It waited for a place first, so its message is younger than its wait; and no list holds that message.
+    redis_client.hincrbyfloat("op:job:a", "since", -1000)
+    reaped = reaper(redis_url, age_s=600.0).reap()
+    assert [(due.job_id, due.priority) for due in reaped.wakeups] == [("a", 6)]
+    Books(redis_client).check(window=64)
+
+
 def test_a_job_that_has_not_waited_long_stays_in_its_class(redis_url: str):
     books = reaper(redis_url, age_s=600.0)
     books.submit([job("a", priority=9)])
@@ -427,6 +438,33 @@ def test_a_full_redis_refuses_jobs_by_name_and_still_ends_those_it_has(
     finally:
         redis_client.config_set("maxmemory", "0")
     assert books.job("c") is None
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("REPLICAOF 127.0.0.1 1", "read-only replica"),
+        ("CONFIG SET min-replicas-to-write 1", "takes no writes"),
+    ],
+    ids=["it became a replica", "it misses its replicas"],
+)
+def test_a_redis_that_takes_no_writes_counts_as_away(tmp_path: Path, command: str, words: str):
+    service = start_redis(tmp_path)
+    try:
+        books = ledger(service.url)
+        books.submit([job("a")])
+        token = books.claim("a", "w1").token
+        with redis.Redis.from_url(service.url) as client:
+            client.execute_command(*command.split())
+        for call in (
+            lambda: books.renew("w1", [Beat("a", token)]),
+            lambda: books.finish("a", token, Done({})),
+            lambda: books.submit([job("b")]),
+        ):
+            with pytest.raises(LedgerUnreachable, match=words):
+                call()
+    finally:
+        service.stop()
 
 
 def test_a_redis_cluster_is_refused_by_name(tmp_path: Path):

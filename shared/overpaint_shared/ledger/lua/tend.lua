@@ -39,7 +39,9 @@ local function visit(lane, class, model)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', sent, '-inf', lost_before, 'LIMIT', 0, limit)) do
     local job = load_from(sent, id)
     if job and job.excluded and job.unable_since then suspect(job) end
-    if job and not aged(job) then
+    if job and aged(job) then
+      move_up(job)  -- which sends it a message; by the stamp of the lost one it would seem to have waited less
+    elseif job then
       stale[#stale + 1] = id
       wake(job, at, '1', out)
     end
