@@ -150,6 +150,19 @@ def test_while_the_ledger_is_away_jobs_run_on(world: World) -> None:
     assert len(world.ledger.calls) == 3
 
 
+def test_an_unexpected_error_does_not_end_the_keeping_of_leases(world: World) -> None:
+    renew = world.ledger.renew
+
+    def broken(worker_id: str, beats: Sequence[Beat]) -> dict[str, str]:
+        renew(worker_id, beats)
+        raise RuntimeError("a bug")
+
+    world.ledger.renew = broken  # type: ignore[method-assign]
+    with world.keeper.watching("a", 1):
+        world.keeper.start()
+        wait_until(lambda: len(world.ledger.calls) >= 2, what="it renews again")
+
+
 def test_releasing_all_gives_each_back_once_wakes_others_and_drops_them_here(world: World) -> None:
     with world.keeper.watching("a", 1), world.keeper.watching("b", 2):
         assert world.keeper.release_all() == 2

@@ -61,6 +61,7 @@ class World:
     verdict: Any = "ok"
     crashes: int = 0
     accepts: bool = True
+    ends_as: JobState = JobState.DONE
     fetch_errors: list[OverpaintError] = field(default_factory=list)
     put_errors: list[OverpaintError] = field(default_factory=list)
     finish_errors: list[OverpaintError] = field(default_factory=list)
@@ -106,7 +107,7 @@ class World:
         if self.finish_errors:
             raise self.finish_errors.pop(0)
         self.finished.append(outcome)
-        return Finished(self.accepts, JobState.DONE, (wakeup("finish"),))
+        return Finished(self.accepts, self.ends_as, (wakeup("finish"),))
 
     def release(self, job: str, token: int, reason: ReleaseReason, detail: str = "") -> Released:
         self.released.append(reason)
@@ -294,6 +295,19 @@ def test_a_cancel_that_comes_with_the_result_wins_and_nothing_is_stored() -> Non
     world = World(on_render=lambda w: setattr(w.keeper.running[0], "cancelled", True))
     assert isinstance(world.run(), Cancelled)
     assert world.stored == {}
+
+
+def test_a_job_that_was_cancelled_while_it_failed_ends_as_cancelled() -> None:
+    assert isinstance(
+        World(answer=engine_failed("input", "job"), ends_as=JobState.CANCELLED).run(), Cancelled
+    )
+
+
+def test_a_job_whose_claim_was_under_way_when_the_worker_left_goes_back_at_once() -> None:
+    world = World()
+    world.keeper.release_all()
+    assert world.run() is None
+    assert (world.released, world.rendered) == ([ReleaseReason.STOPPED], [])
 
 
 def test_a_fenced_attempt_stores_and_commits_nothing() -> None:

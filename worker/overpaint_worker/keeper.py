@@ -1,8 +1,7 @@
 """Keeps the leases of all jobs that this worker runs: progress goes out and requests to cancel come in.
 
-One thread and one ledger call for all jobs, each `renew_s`, and sooner (but at most twice a second) when
-there is
-progress to tell. While Redis is away the jobs render on; the token decides later whose result counts.
+One thread and one ledger call for all jobs, each `renew_s`, and sooner (but at most twice a second) when there
+is progress to tell. While Redis is away the jobs render on; the token decides later whose result counts.
 """
 
 import threading
@@ -79,6 +78,8 @@ class Keeper:
         self._told = threading.Event()
         self._stopping = threading.Event()
         self._away = False
+        self.closed = False
+        """All was given back because the worker leaves: what is claimed from now on goes back, too."""
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
 
     def start(self) -> None:
@@ -107,9 +108,8 @@ class Keeper:
         finally:
             self._metrics.stage(attempt.stage, time.monotonic() - attempt.since)
             with self._lock:
-                if (
-                    self._attempts.get(job) is attempt
-                ):  # after a long outage a second attempt may be here already
+                # After a long outage a second attempt may be here already.
+                if self._attempts.get(job) is attempt:
                     del self._attempts[job]
 
     def progress(self, job: str, token: int, stage: str, step: int = 0, of: int = 0) -> None:
@@ -132,9 +132,11 @@ class Keeper:
             self._metrics.stepped(max(0, made))  # the engine tells not each step
 
     def release_all(self) -> int:
-        """Give every running job back, uncounted and at once; how many. May be called from any thread, twice
-        too.
+        """Give every running job back, uncounted and at once, for the worker leaves; how many.
+
+        May be called from any thread, twice too.
         """
+        self.closed = True
         ours = [attempt for attempt in self.running if not attempt.fenced]
         for attempt in ours:
             attempt.fenced = True
@@ -162,7 +164,10 @@ class Keeper:
             self._told.wait(max(0.0, renewed + self._renew_s - time.monotonic()))
             self._told.clear()
             renewed = time.monotonic()
-            self._renew()
+            try:
+                self._renew()
+            except Exception:  # without this thread every job of the worker would be taken for abandoned
+                log.exception("unexpected error", action="lease.unexpected")
             self._stopping.wait(PROGRESS_EVERY_S)
 
     def _renew(self) -> None:

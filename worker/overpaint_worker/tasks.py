@@ -26,7 +26,17 @@ from overpaint_shared.errors import (
     UnsupportedError,
 )
 from overpaint_shared.job import JobSpec, Output, parse_job
-from overpaint_shared.ledger import Cancelled, Claim, Done, Failed, Ledger, Outcome, ReleaseReason, Wakeup
+from overpaint_shared.ledger import (
+    Cancelled,
+    Claim,
+    Done,
+    Failed,
+    JobState,
+    Ledger,
+    Outcome,
+    ReleaseReason,
+    Wakeup,
+)
 from overpaint_shared.queues import RENDER_TASK
 from overpaint_shared.settings import Limits
 from overpaint_shared.store import Store
@@ -169,6 +179,8 @@ class Renderer:
     # From a claim to an end
 
     def _attempt(self, claim: Claim, attempt: Attempt) -> Outcome | GiveBack:
+        if self._room.keeper.closed:  # the claim was under way when all others were given back
+            return GiveBack(ReleaseReason.STOPPED, "its worker stopped")
         try:
             spec = parse_job(claim.spec_json)
             self._kind = (spec.model, spec.method.kind)
@@ -273,8 +285,7 @@ class Renderer:
         if isinstance(end, GiveBack):
             self._give_back(attempt, end)
             return None
-        accepted = self._commit(attempt, end)
-        return end if accepted else None
+        return self._commit(attempt, end)
 
     def _give_back(self, attempt: Attempt, end: GiveBack) -> None:
         try:
@@ -302,7 +313,8 @@ class Renderer:
     def _ended(self, outcome: str) -> None:
         self._room.metrics.ended(*self._kind, outcome, time.perf_counter() - self._began)
 
-    def _commit(self, attempt: Attempt, outcome: Outcome) -> bool:
+    def _commit(self, attempt: Attempt, outcome: Outcome) -> Outcome | None:
+        """How the job ended for the ledger; None where that is not for this attempt to say."""
         try:
             finished = self._patiently(
                 lambda: self._room.ledger.finish(attempt.job, attempt.token, outcome),
@@ -313,10 +325,12 @@ class Renderer:
         except (ServiceError, Stopped) as error:
             log.error("commit failed", action="job.commit_failed", error=str(error))  # noqa: TRY400
             self._ended("uncommitted")
-            return False
+            return None
         self._timing.mark("commit_s")
         self._room.metrics.stage(COMMIT, self._timing.spent["commit_s"])
         self._room.publish(finished.wakeups)
+        if finished.state is JobState.CANCELLED:  # somebody cancelled it while it failed
+            outcome = Cancelled()
         name = type(outcome).__name__.lower()
         self._ended(name if finished.accepted else "fenced")
         if finished.accepted:
@@ -328,7 +342,7 @@ class Renderer:
             log.warning("result not accepted", action="job.fenced", outcome=name)
         if not (finished.accepted and isinstance(outcome, Done)):
             self._clean(attempt)
-        return bool(finished.accepted)
+        return outcome if finished.accepted else None
 
     def _clean(self, attempt: Attempt) -> None:
         """Delete what this attempt wrote; nobody will ever show it."""

@@ -6,7 +6,9 @@ local job = load(id)
 if not job then return {0, '', out} end
 if job.token ~= token then return {0, job.state, out} end
 if job.state == 'cancelling' and to == 'failed' then to = 'cancelled' end
-if not LEASED[job.state] then return {job.state == to and 1 or 0, job.state, out} end  -- 1: the same call again
+if not LEASED[job.state] then  -- accepted where it may be the same call again; a cancelled job's was a failure
+  return {(job.state == to or (job.state == 'cancelled' and to == 'failed')) and 1 or 0, job.state, out}
+end
 
 if to == 'done' then set(job, 'result', result) end
 if to == 'failed' then set(job, 'error', fault) end
