@@ -198,6 +198,24 @@ def test_three_starts_without_a_step_are_given_up(world: World) -> None:
     assert world.ready == []
 
 
+def test_an_engine_that_cannot_be_started_is_given_up(world: World) -> None:
+    world.client = EngineClient(Launch(argv=["/no/such/program"], environment={}), world)
+    world.client.start()
+    wait_until(lambda: world.given_up)
+    assert "No such file" in world.given_up[0]
+
+
+def test_a_defect_of_the_worker_ends_the_engine_and_not_the_answers(world: World) -> None:
+    def broken(progress: protocol.Progress) -> None:
+        raise RuntimeError("a bug")
+
+    world.engine_progress = broken  # type: ignore[method-assign]
+    world.start()
+    world.up()
+    assert isinstance(world.render("a").result(30), Gone)
+    world.up(2)
+
+
 def test_a_job_for_an_engine_that_is_not_up_comes_back_uncounted(world: World) -> None:
     world.start(**{fake_engine.START_S: "30"})
     answer = world.render("a").result(1)
@@ -216,6 +234,7 @@ def test_stopping_ends_the_process_and_answers_what_it_had(world: World) -> None
     answer = future.result(1)
     assert isinstance(answer, Gone)
     assert not answer.counted
+    assert isinstance(world.render("b").result(1), Gone), "what comes too late is answered, too"
     wait_until(lambda: process.popen.poll() is not None)
     assert world.gone == 0
 

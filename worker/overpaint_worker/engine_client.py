@@ -108,14 +108,12 @@ class EngineClient:
         self._watchdog.start()
 
     def render(self, job: Render) -> Future[Answer]:
-        """Have a job rendered. The future always gets an answer. Raises ProtocolError if the job is too
-        large.
-        """
+        """Have a job rendered. The future always gets an answer. Raises ProtocolError if it is too large."""
         frame = encode(job)
         future: Future[Answer] = Future()
         with self._lock:
             process = self._process
-            if process is None or not process.watch.ready:
+            if process is None or not process.watch.ready or self._closing.is_set():
                 future.set_result(Gone(EngineDied("the engine was not up"), counted=False))
                 return future
             self._futures[job.job, job.token] = future
@@ -148,7 +146,11 @@ class EngineClient:
 
     def _keep(self) -> None:
         while not self._closing.is_set():
-            process = EngineProcess(self._launch)
+            try:
+                process = EngineProcess(self._launch)
+            except OSError as error:  # no such program, or no room for one more process
+                self._listener.engine_given_up(f"the engine cannot be started: {error}")
+                return
             with self._lock:
                 self._process = process
             log.info("engine started", action="engine.started", engine_pid=process.popen.pid)
@@ -156,6 +158,9 @@ class EngineClient:
                 while True:
                     self._heard(process, process.read())
             except (EOFError, OSError, ProtocolError) as error:
+                self._ended(process, error)
+            except Exception as error:  # without this thread every job here would wait for ever
+                log.exception("unexpected error", action="engine.unexpected")
                 self._ended(process, error)
             if self._barren.give_up:
                 self._listener.engine_given_up(

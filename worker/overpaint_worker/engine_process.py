@@ -42,15 +42,16 @@ class EngineProcess:
     """One engine process and its pipe."""
 
     def __init__(self, launch: Launch) -> None:
+        """Start it. Raises OSError: there is no such program, or no room for one more process."""
         ours, theirs = socket.socketpair()
-        with theirs:
+        with ours, theirs:
             self.popen = subprocess.Popen(
                 [*launch.argv, "--fd", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=dict(launch.environment),
             )
-        self._connection = Connection(ours.detach())
+            self._connection = Connection(ours.detach())
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.hung: str | None = None
         self.watch = Watch(

@@ -105,7 +105,7 @@ def serve(options: EngineOptions) -> int:
     try:
         conductor.run()
     except Exception as error:
-        log.critical("the device is broken", action="device_broken", error=str(error))
+        log.critical("the device is broken", action="device_broken", error=str(error), exc_info=True)
         outbox.flush(FLUSH_S)
         return EXIT_BROKEN_DEVICE
     return 0
