@@ -16,6 +16,11 @@ def test_each_worker_gets_its_own_device_and_the_other_options() -> None:
     assert worker_command(["--device=all", "--json-logs"], "cpu")[3:] == ["--device", "cpu", "--json-logs"]
 
 
+def test_workers_of_one_host_never_share_a_name() -> None:
+    given = ["--name", "render", "--device", "all"]
+    assert worker_command(given, "cuda:1", name="render")[-2:] == ["--name", "render-cuda1"]
+
+
 def test_pauses_double_up_to_a_minute_and_start_anew_after_a_steady_life() -> None:
     restart = Restart()
     assert [restart.pause_s(1.0) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]

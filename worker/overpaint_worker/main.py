@@ -107,7 +107,7 @@ def command(  # noqa: PLR0917  # click gives them by name
         from overpaint_worker.supervisor import supervise
 
         logs.configure(as_json=json_logs)
-        sys.exit(supervise(sys.argv[1:], metrics_port))
+        sys.exit(supervise(sys.argv[1:], metrics_port, name))
     settings = Settings.load(config)
     logs.configure(as_json=json_logs, secrets=_secrets(settings))
     for note in misspelt(options=_option_variables()):

@@ -54,8 +54,10 @@ def visible_devices() -> list[str]:
     return [f"cuda:{index}" for index in range(count)]
 
 
-def worker_command(arguments: Sequence[str], device: str, metrics_port: int | None = None) -> list[str]:
-    """The command of one worker: the supervisor's own, with `--device all` replaced, and its own port."""
+def worker_command(
+    arguments: Sequence[str], device: str, metrics_port: int | None = None, name: str | None = None
+) -> list[str]:
+    """The command of one worker: the supervisor's own, but with its own device, port and name."""
     out: list[str] = []
     rest = iter(arguments)
     for argument in rest:
@@ -63,8 +65,10 @@ def worker_command(arguments: Sequence[str], device: str, metrics_port: int | No
             next(rest)
         elif not argument.startswith("--device="):
             out.append(argument)
-    port = [] if metrics_port is None else ["--metrics-port", str(metrics_port)]  # the last one counts
-    return [sys.executable, "-m", "overpaint_worker.main", "--device", device, *out, *port]
+    # Of an option given twice, the last one counts.
+    out += [] if metrics_port is None else ["--metrics-port", str(metrics_port)]
+    out += [] if name is None else ["--name", f"{name}-{device.replace(':', '')}"]
+    return [sys.executable, "-m", "overpaint_worker.main", "--device", device, *out]
 
 
 @dataclass
@@ -179,14 +183,15 @@ def _end_with(parent: int) -> None:
         os._exit(0)
 
 
-def supervise(arguments: Sequence[str], metrics_port: int | None = None) -> int:
+def supervise(arguments: Sequence[str], metrics_port: int | None = None, name: str | None = None) -> int:
     """Run one worker on each visible device with these command line arguments; the exit code.
 
     The first serves its metrics on `metrics_port`, each further one a port higher (0: each on a free one).
+    With `name` each is called that and its device: Celery tells its nodes apart by name.
     """
     log.info("supervisor started", action="supervisor.up", supervisor_pid=os.getpid())
     commands = [
-        (device, worker_command(arguments, device, metrics_port and metrics_port + number))
+        (device, worker_command(arguments, device, metrics_port and metrics_port + number, name))
         for number, device in enumerate(visible_devices())
     ]
     return Supervisor(commands).run()
