@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from overpaint_producer.follow import follow
-from overpaint_shared.errors import JobError, OverpaintError, UnknownJob
+from overpaint_shared.errors import JobError, OverpaintError, SettingsError, UnknownJob
 from overpaint_shared.job import JobSpec, parse_job
 from overpaint_shared.ledger import Event, JobRecord, Ledger, QueueState, WorkerRecord
 from overpaint_shared.ledger.states import LIVE, JobState, next_step
@@ -289,17 +289,11 @@ class Job:
         return {name: self._farm.store.link(key, expires_s) for name, key in self._keys(timeout).items()}
 
     def save(self, folder: str | Path, timeout: float | None = None) -> list[Path]:
-        """Write its files into a folder, made if need be; their paths. Waits and raises as `image` does."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        saved = []
-        for name, key in self._keys(timeout).items():
-            path = folder / Path(name).name  # a name is a file's, never a way out of the folder
-            partial = path.with_name(path.name + ".partial")
-            partial.write_bytes(self._read(key))
-            partial.replace(path)
-            saved.append(path)
-        return saved
+        """Write its files into a folder, made if need be; their paths. Waits and raises as `image` does, and
+        SettingsError where the folder cannot be written.
+        """
+        keys = self._keys(timeout)
+        return [_written(Path(folder), name, self._read(key)) for name, key in keys.items()]
 
     def _keys(self, timeout: float | None) -> dict[str, str]:
         return dict((self._done(timeout).result or {}).get("files", {}))
@@ -316,6 +310,24 @@ class Job:
 
         if wakeups:
             wake(self._farm.app, wakeups)
+
+
+def _written(folder: Path, name: str, data: bytes) -> Path:
+    """Write one file, never partly. A name is a file's, never a way out of the folder."""
+    path = folder / Path(name).name
+    partial = path.with_name(path.name + ".partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot write {path}: {error.strerror}",
+            field="folder",
+            value=str(folder),
+            fix="choose another folder, or make room",
+        ) from error
+    return path
 
 
 def done(record: JobRecord) -> JobRecord:

@@ -19,6 +19,7 @@ from overpaint_shared.errors import (
     LedgerUnreachable,
     MaskError,
     OverpaintError,
+    SettingsError,
     SpecError,
     StoreFull,
     StoreMissing,
@@ -364,6 +365,14 @@ def test_many_jobs_are_followed_together(farm: Farm, hand: Hand, folder: Path) -
 
 
 # Ends
+
+
+def test_a_folder_that_cannot_be_written_is_told(farm: Farm, hand: Hand, folder: Path) -> None:
+    submitted = farm.submit(job())
+    hand.render(submitted.id)
+    (folder / "file").write_bytes(b"")
+    with pytest.raises(SettingsError, match=r"cannot write .*Not a directory"):
+        submitted.save(folder / "file" / "out")
 
 
 def test_the_picture_of_a_failed_job_raises_the_jobs_own_error(farm: Farm, hand: Hand, folder: Path) -> None:

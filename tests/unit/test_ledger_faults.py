@@ -4,6 +4,7 @@ import pytest
 from redis._parsers.base import BaseParser
 
 from overpaint_shared.errors import LedgerFull, LedgerUnreachable
+from overpaint_shared.ledger.events import Events
 from overpaint_shared.ledger.faults import typed, typed_errors
 
 
@@ -26,6 +27,32 @@ def test_what_a_server_cannot_do_now_is_an_expected_failure(
     error = typed(BaseParser.parse_error(line), "redis://host:6379/0")
     assert isinstance(error, kind)
     assert words in str(error)
+
+
+class Silent:
+    """A client whose server takes a subscription and says nothing."""
+
+    closed = False
+
+    def pubsub(self, **_: bool) -> "Silent":
+        return self
+
+    def subscribe(self, channel: str) -> None: ...
+
+    def get_message(self, timeout: float) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_subscription_that_is_never_confirmed_is_an_expected_failure_and_leaves_nothing_open() -> None:
+    client = Silent()
+    with (
+        pytest.raises(LedgerUnreachable, match="confirm"),
+        Events(client, "redis://host:6379/0", "ann", None),
+    ):
+        pass
+    assert client.closed
 
 
 def test_a_command_that_is_wrong_is_a_defect_of_ours_and_stays_what_it_is() -> None:

@@ -6,12 +6,13 @@ from typing import Any, Final, Self
 
 from redis.client import PubSub
 
-from overpaint_shared.ledger.faults import typed_errors
+from overpaint_shared.ledger.faults import typed_errors, unreachable
 from overpaint_shared.ledger.listing import Client
 from overpaint_shared.ledger.records import Event
 from overpaint_shared.ledger.states import JobState
 
 _FOREVER_S: Final = 1.0  # how long one wait of the endless iterator is
+_CONFIRM_S: Final = 5.0
 
 
 def channel(owner: str) -> str:
@@ -32,13 +33,21 @@ class Events:
         self._pubsub: PubSub = client.pubsub(ignore_subscribe_messages=False)
 
     def __enter__(self) -> Self:
-        with typed_errors(self._where):
-            self._pubsub.subscribe(self._channel)
-            # The subscription stands once Redis has confirmed it; nothing later than this is missed.
-            while (message := self._pubsub.get_message(timeout=5.0)) is not None:
-                if message["type"] == "subscribe":
-                    return self
-        raise TimeoutError(f"Redis at {self._where} did not confirm the subscription")
+        try:
+            with typed_errors(self._where):
+                self._subscribe()
+        except BaseException:
+            self._pubsub.close()
+            raise
+        return self
+
+    def _subscribe(self) -> None:
+        """Return once Redis has confirmed the subscription: nothing later than this is missed."""
+        self._pubsub.subscribe(self._channel)
+        while (message := self._pubsub.get_message(timeout=_CONFIRM_S)) is not None:
+            if message["type"] == "subscribe":
+                return
+        raise unreachable("it did not confirm the subscription", self._where)
 
     def __exit__(self, *_: object) -> None:
         self._pubsub.close()
