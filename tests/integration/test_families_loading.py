@@ -152,6 +152,24 @@ def test_a_digest_is_remembered_until_the_file_changes(
     assert HashCache(cache).sha256(weights) == hashlib.sha256(b"other").hexdigest()
 
 
+def test_digests_that_others_wrote_meanwhile_are_kept(tmp_path: Path) -> None:
+    cache = tmp_path / "hashes.json"
+    hashers = [HashCache(cache), HashCache(cache)]
+    for name, hasher in zip("ab", hashers, strict=True):
+        (tmp_path / name).write_bytes(name.encode())
+        hasher.sha256(tmp_path / name)
+
+    assert sorted(Path(path).name for path in json.loads(cache.read_text())) == ["a", "b"]
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"one")
+
+    assert (
+        HashCache(tmp_path / "a" / "hashes.json").sha256(tmp_path / "a") == hashlib.sha256(b"one").hexdigest()
+    )
+
+
 @pytest.mark.parametrize("damage", [b"{", b"[]", b'{"x": 1}', b""])
 def test_a_damaged_digest_cache_is_made_anew(tmp_path: Path, damage: bytes) -> None:
     weights, cache = tmp_path / "a.safetensors", tmp_path / "hashes.json"

@@ -15,8 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
+
 from overpaint_shared.errors import ModelLoadError
 from overpaint_worker.registry import Entry
+
+log = structlog.get_logger(__name__)
 
 MAX_HEADER_BYTES: Final = 100 * 2**20
 """The format's own limit."""
@@ -191,13 +195,27 @@ class HashCache:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def _write(self) -> None:
-        """Whole or not at all; of two writers at once, the loser's digests are computed again some day."""
+        """Add to what others wrote meanwhile; of two at once, the loser's digests are computed again some day."""
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False) as file:
-            json.dump(dict(self._known), file)  # a copy: another thread may add to it
-        Path(file.name).replace(self._path)
+        known = _read_known(self._path) | self._known
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(self._path, json.dumps(known))
+        except OSError as error:  # a full or read-only disk costs time at the next start, and no job
+            log.warning("digests are not remembered", action="hashes_not_written", error=str(error))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        try:
+            file.write(text)
+            file.flush()
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
 
 
 def checked_digest(hashes: HashCache, entry: Entry, files: Mapping[str, Path], *, single: bool) -> str:
