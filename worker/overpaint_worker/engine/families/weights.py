@@ -195,7 +195,7 @@ class HashCache:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def _write(self) -> None:
-        """Add to what others wrote meanwhile; of two at once, the loser's digests are computed again some day."""
+        """Add to what others wrote; of two at once, the loser's digests are computed again some day."""
         if self._path is None:
             return
         known = _read_known(self._path) | self._known
