@@ -20,10 +20,10 @@ class RedisUrl(str):
 
     @classmethod
     def parse(cls, url: str) -> Self:
-        """The URL, if it is one that Redis clients take; else pydantic's error in our words."""
-        if not re.fullmatch(r"(rediss?|unix)://\S+", url):
-            allowed = "redis://HOST:PORT/DB, rediss://... or unix:///path/to.sock"
-            raise value_error("is not a Redis URL", allowed=allowed)
+        """The URL, if it is one that redis-py and Celery both take; else pydantic's error in our words."""
+        if not re.fullmatch(r"rediss?://\S+", url) or re.search(r"[?&](username|password)=", url):
+            allowed = "redis://HOST:PORT/DB, redis://USER:PASSWORD@HOST:PORT/DB, or rediss://..."
+            raise value_error("is not a Redis URL that Celery takes", allowed=allowed)
         return cls(url)
 
     @classmethod

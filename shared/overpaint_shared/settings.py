@@ -133,10 +133,11 @@ class Settings(BaseModel):
         LedgerSettings.max_lost_hosts, ge=0, le=100, description="Lost workers of a job before it is dead."
     )
     keep_done_s: KeptSeconds = Field(
-        LedgerSettings.keep_done_s, description="Seconds that the record of a done or cancelled job is kept."
+        LedgerSettings.keep_done_s, description="Seconds that the record of a done job is kept."
     )
     keep_failed_s: KeptSeconds = Field(
-        LedgerSettings.keep_failed_s, description="Seconds that the record of a failed or dead job is kept."
+        LedgerSettings.keep_failed_s,
+        description="Seconds that the record of a failed, cancelled or dead job is kept.",
     )
     worker_ttl_s: Seconds = Field(
         LedgerSettings.worker_ttl_s, description="Seconds after which a silent worker is no longer listed."

@@ -30,8 +30,6 @@ _NO_WRITES = re.compile(r"\b(BUSY|UNKILLABLE|NOREPLICAS|MASTERDOWN)\b")
 def address(client: redis.Redis) -> str:
     """Where `client` connects, without its password."""
     kwargs = client.connection_pool.connection_kwargs
-    if path := kwargs.get("path"):
-        return f"unix://{path}?db={kwargs.get('db', 0)}"
     scheme = "rediss" if "Ssl" in client.connection_pool.connection_class.__name__.title() else "redis"
     return f"{scheme}://{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}/{kwargs.get('db', 0)}"
 
