@@ -11,20 +11,18 @@ The command line is made of these calls. All of them raise the typed errors of `
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from overpaint_producer.follow import follow
-from overpaint_shared.errors import JobError, OverpaintError, SettingsError, UnknownJob
+from overpaint_producer.job import Job
 from overpaint_shared.job import JobSpec, parse_job
 from overpaint_shared.ledger import Event, JobRecord, Ledger, QueueState, WorkerRecord
-from overpaint_shared.ledger.states import LIVE, JobState, next_step
+from overpaint_shared.ledger.states import JobState
 from overpaint_shared.settings import Settings
 
 if TYPE_CHECKING:
     from celery import Celery
-    from PIL.Image import Image
 
     from overpaint_producer.jobfiles import Draft
     from overpaint_producer.submitting import Options
@@ -32,12 +30,12 @@ if TYPE_CHECKING:
     from overpaint_shared.catalogue import Catalogue, SpecWarning
     from overpaint_shared.store import Store
 
+__all__ = ["Farm", "Job", "SpecLike"]
+
 SpecLike = JobSpec | Mapping[str, Any] | str | Path
 """A spec, its JSON as a dict, or the path of a job file. Pictures are looked for from the file's folder,
 else here.
 """
-
-MAX_RESULT_BYTES = 1 << 30
 
 
 class Farm:
@@ -214,145 +212,6 @@ class Farm:
         minutes.
         """
         return follow(self.ledger, self.settings.owner, ids, timeout_s=timeout)
-
-
-class Job:
-    """A job on a farm. Holds only its id: every call asks the ledger, which is the truth."""
-
-    def __init__(
-        self, farm: Farm, job_id: str, *, created: bool = False, warnings: "tuple[SpecWarning, ...]" = ()
-    ) -> None:
-        self._farm = farm
-        self.id = job_id
-        self.created = created
-        """Whether this submit made it; False for a token that was known, and for `Farm.job`."""
-        self.warnings = warnings
-        """What the submit had to say about it."""
-
-    def __repr__(self) -> str:
-        return f"Job({self.id!r})"
-
-    def status(self) -> JobRecord:
-        """Its record: state, stage, step, times, result or error. Raises UnknownJob."""
-        record = self._farm.ledger.job(self.id)
-        if record is None:
-            raise UnknownJob(
-                f"there is no job {self.id}",
-                field="job",
-                value=self.id,
-                fix="check the id with `overpaint jobs`; records of ended jobs are kept a day to a week",
-            )
-        return record
-
-    def progress(self, timeout: float | None = None) -> Iterator[Event]:
-        """Its states, stages and steps as they happen, until it has ended. Raises TimeoutError."""
-        return self._farm.follow([self.id], timeout)
-
-    def wait(self, timeout: float | None = None) -> JobRecord:
-        """Its record once it has ended, however that was. Raises TimeoutError after `timeout` seconds."""
-        for _ in self.progress(timeout):
-            pass
-        return self.status()
-
-    def cancel(self) -> JobState:
-        """Ask it to stop: `cancelled` at once if it waits, else `cancelling` until its worker has stopped."""
-        released = self._farm.ledger.cancel(self.id)
-        if released.state is None:
-            return self.status().state  # raises UnknownJob
-        self._publish(released.wakeups)
-        return released.state
-
-    def replay(self) -> None:
-        """Queue it again after it failed; raises OverpaintError in any other state."""
-        self._publish(self._farm.ledger.replay(self.id))
-
-    def image(self, timeout: float | None = None) -> "Image":
-        """Its picture, decoded, waiting for the job to end. Raises the job's own error if it failed."""
-        from PIL import Image
-
-        files = self._done(timeout).result or {}
-        name = picture_name(files.get("files", {}))
-        picture = Image.open(BytesIO(self._read(files["files"][name])))
-        picture.load()
-        return picture
-
-    def files(self, timeout: float | None = None) -> dict[str, bytes]:
-        """Its files by name: `image.png`, `receipt.json`, previews if any. Waits and raises as `image`
-        does.
-        """
-        return {name: self._read(key) for name, key in self._keys(timeout).items()}
-
-    def links(self, expires_s: int = 3600, timeout: float | None = None) -> dict[str, str]:
-        """An address for each file that anyone can GET for `expires_s` seconds. Waits and raises as `image`
-        does.
-        """
-        return {name: self._farm.store.link(key, expires_s) for name, key in self._keys(timeout).items()}
-
-    def save(self, folder: str | Path, timeout: float | None = None) -> list[Path]:
-        """Write its files into a folder, made if need be; their paths. Waits and raises as `image` does, and
-        SettingsError where the folder cannot be written.
-        """
-        keys = self._keys(timeout)
-        return [_written(Path(folder), name, self._read(key)) for name, key in keys.items()]
-
-    def _keys(self, timeout: float | None) -> dict[str, str]:
-        return dict((self._done(timeout).result or {}).get("files", {}))
-
-    def _done(self, timeout: float | None) -> JobRecord:
-        record = self.status()
-        return done(self.wait(timeout) if record.state in LIVE else record)
-
-    def _read(self, key: str) -> bytes:
-        return self._farm.store.get(key, MAX_RESULT_BYTES)
-
-    def _publish(self, wakeups: Sequence[Any]) -> None:
-        from overpaint_producer.submitting import wake
-
-        if wakeups:
-            wake(self._farm.app, wakeups)
-
-
-def _written(folder: Path, name: str, data: bytes) -> Path:
-    """Write one file, never partly. A name is a file's, never a way out of the folder."""
-    path = folder / Path(name).name
-    partial = path.with_name(path.name + ".partial")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        raise SettingsError(
-            f"cannot write {path}: {error.strerror}",
-            field="folder",
-            value=str(folder),
-            fix="choose another folder, or make room",
-        ) from error
-    return path
-
-
-def done(record: JobRecord) -> JobRecord:
-    """The record of a job that ended `done`; for any other end, raises what it failed with."""
-    if record.state is JobState.DONE:
-        return record
-    if record.error is not None:
-        raise OverpaintError.from_json(record.error)
-    why = f" ({record.fault})" if record.fault else ""
-    raise JobError(
-        f"job {record.id} is {record.state}{why}",
-        field="job",
-        value=record.id,
-        fix=next_step(record.state, record.id),
-    )
-
-
-def picture_name(files: Mapping[str, str]) -> str:
-    """The name of the picture among a result's files, whatever its format. Raises JobError where there is
-    none.
-    """
-    for name in files:
-        if name.rpartition(".")[0] == "image":
-            return name
-    raise JobError("the job's result holds no picture")
 
 
 def _options(

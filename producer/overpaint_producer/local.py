@@ -4,8 +4,6 @@ Everything lies under one folder (`./overpaint-data`): data, logs, and `farm.tom
 find the farm. A service that the settings name is used instead of starting one.
 """
 
-import fcntl
-import json
 import os
 import secrets
 import signal
@@ -23,13 +21,12 @@ from urllib.error import URLError
 from overpaint_producer import children, services
 from overpaint_producer.children import Child
 from overpaint_producer.client import Farm
-from overpaint_shared.errors import MissingExtraError, ServiceError, SettingsError
+from overpaint_producer.local_folder import CONFIG, LOCK, SHARED, lock, write_config
+from overpaint_shared.errors import MissingExtraError, ServiceError
 from overpaint_shared.ledger.states import JobState
 from overpaint_shared.settings import Settings
 
 WORKER = "worker"
-CONFIG = "farm.toml"
-LOCK = "up.lock"
 GRACE_S = 10
 """What the worker gets to finish its jobs when the farm stops, seconds; the rest stay queued."""
 READY_S = 120.0
@@ -111,10 +108,10 @@ class LocalFarm:
     # Starting
 
     def _start(self) -> None:
-        given = self.plan.settings.model_dump(include=set(_SHARED))
+        given = self.plan.settings.model_dump(include=set(SHARED))
         given |= self._redis() | self._s3()
         registry = self.plan.registry and self.plan.registry.resolve()
-        _write_config(self.config, given | {"registry": registry})
+        write_config(self.config, given | {"registry": registry})
         self.settings = Settings.load(self.config)
         self._worker(registry)
         self._flower()
@@ -277,51 +274,6 @@ class LocalFarm:
         return "\n".join(lines)
 
 
-_SHARED = (
-    "redis_url",
-    "s3_endpoint_url",
-    "s3_public_url",
-    "s3_bucket",
-    "s3_access_key",
-    "s3_secret_key",
-    "s3_region",
-    "s3_checksums",
-    "owner",
-)
-"""The settings that `farm.toml` hands on to the other commands."""
-
-
-def clear(data: Path) -> None:
-    """Remove the settings of a farm that ran there and was killed: they would be taken for the user's own.
-
-    Raises SettingsError: a farm runs there.
-    """
-    config = data / CONFIG
-    if config.exists():
-        held = lock(data / LOCK)
-        config.unlink()
-        os.close(held)
-
-
-def lock(path: Path) -> int:
-    """Take the folder, as a descriptor to close; the lock ends with the process. Raises SettingsError."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(handle, 32).decode(errors="replace").strip()
-        os.close(handle)
-        raise SettingsError(
-            f"a farm runs in {path.parent} already (process {owner})",
-            field="--data",
-            value=str(path.parent),
-            fix="use that one, stop it with Ctrl-C, or name another folder",
-        ) from None
-    os.truncate(handle, 0)
-    os.write(handle, f"{os.getpid()}\n".encode())
-    return handle
-
-
 def _need_worker() -> None:
     missing = [name for name in ("torch", "diffusers", "transformers", "flower") if find_spec(name) is None]
     if missing:
@@ -329,18 +281,6 @@ def _need_worker() -> None:
             f"`overpaint up` needs {', '.join(missing)}, which is not installed",
             fix="pip install 'overpaint[worker,local]'",
         )
-
-
-def _write_config(path: Path, values: dict[str, object]) -> None:
-    lines = ["# Written by `overpaint up` for the commands in this folder; gone when it stops."]
-    # JSON's strings are TOML's.
-    lines += [f"{name} = {json.dumps(_plain(value))}" for name, value in values.items() if value is not None]
-    services.write_private(path, "\n".join(lines) + "\n")
-
-
-def _plain(value: object) -> str:
-    reveal = getattr(value, "get_secret_value", None)
-    return str(reveal() if reveal else value)
 
 
 def _script(name: str) -> str:

@@ -57,7 +57,8 @@ def up(context: Context, /, *, as_json: bool, once: bool, no_demo: bool, **optio
 
     A service that the options, the environment or the configuration name is used, not started.
     """
-    from overpaint_producer.local import LocalFarm, Plan, clear
+    from overpaint_producer.local import LocalFarm, Plan
+    from overpaint_producer.local_folder import clear
 
     clear(options["data"])
     plan = Plan(settings=context.settings(), **options)
