@@ -61,8 +61,12 @@ def lock(path: Path) -> int:
 def write_config(path: Path, values: Mapping[str, object]) -> None:
     """Write the settings of a farm that runs, secrets among them; None is left out."""
     lines = ["# Written by `overpaint up` for the commands in this folder; gone when it stops."]
-    # JSON's strings are TOML's.
-    lines += [f"{name} = {json.dumps(_plain(value))}" for name, value in values.items() if value is not None]
+    # JSON's strings are TOML's, but for its way to escape what is beyond sixteen bits.
+    lines += [
+        f"{name} = {json.dumps(_plain(value), ensure_ascii=False)}"
+        for name, value in values.items()
+        if value is not None
+    ]
     write_private(path, "\n".join(lines) + "\n")
 
 

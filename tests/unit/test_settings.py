@@ -5,8 +5,9 @@ import logging
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
+from overpaint_producer.local_folder import write_config
 from overpaint_shared.errors import SettingsError
 from overpaint_shared.settings import (
     LedgerSettings,
@@ -205,6 +206,14 @@ def test_what_is_no_redis_url_is_refused(url: str) -> None:
         assert "redis://HOST:PORT/DB" in str(wrong(redis_url=url))
     with pytest.raises(ValidationError):
         Settings(redis_url=url)  # type: ignore[arg-type]
+
+
+def test_what_up_writes_is_read_as_it_was(tmp_path: Path) -> None:
+    file, registry = tmp_path / "farm.toml", tmp_path / 'modèles \U0001f3a8 "x"' / "models.toml"
+    write_config(file, {"registry": registry, "s3_secret_key": SecretStr("hunter2"), "s3_public_url": None})
+    settings = Settings.load(file)
+    assert settings.registry == registry
+    assert settings.s3_secret_key == SecretStr("hunter2")
 
 
 def test_settings_and_views_are_frozen() -> None:
