@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import sheets
+import structlog
 from PIL import Image
 from rendering import Engine, add_options, device_name, receipt
 
@@ -58,7 +59,7 @@ def ways(wish: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "VAE encode for inpainting": {"mask": hole, "method": {"kind": "vae_encode_inpaint"}},
         "latent noise mask": {"mask": hole, "method": {"kind": "latent_noise_mask"}},
         "ControlNet inpaint": {"mask": hole, "method": controlled},
-        "ControlNet inpaint over latent noise mask": {
+        "ControlNet inpaint, over latent noise": {
             "mask": hole, "method": {**controlled, "latent": "latent_noise_mask"},
         },
         "CLIPSeg, latent noise mask": {"mask": words, "method": {"kind": "latent_noise_mask"}},
@@ -99,10 +100,10 @@ def measured(source: Levels, ends: Sequence[p.Done]) -> dict[str, float]:
     told = [receipt(end)["certificate"] for end in ends]
     change = np.abs(pictures - source)
     return {
-        "spread": pictures[:, mask > 127].std(axis=0).mean(),
-        "change": change[:, mask > 127].mean(),
+        "spread": float(pictures[:, mask > 127].std(axis=0).mean()),
+        "change": float(change[:, mask > 127].mean()),
         "outside_largest": int(change[:, mask == 0].max()),
-        "outside_mean": change[:, mask == 0].mean(),
+        "outside_mean": float(change[:, mask == 0].mean()),
         "seam": statistics.fmean(each["seam_contrast"]["result"] for each in told),
         "seam_before": told[0]["seam_contrast"]["original"],
         "ring": statistics.fmean(each["ring"]["shift"]["delta_e"] for each in told),
@@ -155,11 +156,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--inpaint-model", default="mini-inpaint", help="with nine input channels")
     parser.add_argument("--controlnet", default="mini-inpaint")
     parser.add_argument("--segmenter", default="mini")
-    parser.add_argument("--source", type=Path, default=SCENES / "1000003.png")
-    parser.add_argument("--mask", type=Path, default=SCENES / "1000003-heart.png", help="white: repaint")
+    parser.add_argument("--source", type=Path, default=SCENES / "1000010.png")
+    parser.add_argument("--mask", type=Path, default=SCENES / "1000010-lion.png", help="white: repaint")
     parser.add_argument("--grow", type=int, default=10, help="pixels that the mask grows first (10)")
-    parser.add_argument("--word", default="heart", help="what CLIPSeg is to find")
-    parser.add_argument("--prompt", default="a dog and a pumpkin on a purple background")
+    parser.add_argument("--word", default="lion", help="what CLIPSeg is to find")
+    parser.add_argument("--prompt", default="a dog on a red background")
     parser.add_argument("--wanted", default="dog", help="what is to be found in the results")
     parser.add_argument("--seeds", type=int, default=8, help="the seeds 1 to so many (8)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
@@ -169,6 +170,7 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     wish = options()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     wish.out.mkdir(parents=True, exist_ok=True)
     inputs = {"s.png": wish.source.read_bytes(), "m.png": wish.mask.read_bytes()}
     rows, shown = [], {}
