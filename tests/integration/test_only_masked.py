@@ -87,9 +87,10 @@ def test_full_depth_samples_are_put_back_around_the_region(tiny_registry):
     deep = (SOURCE.astype(np.uint16) << 8) | 0x5A
     from PIL import PngImagePlugin
 
-    from overpaint_worker.engine.deep_png import read, write
+    from overpaint_worker.engine.deep_png import read
+    from overpaint_worker.engine.png import write
 
-    source = write(deep, PngImagePlugin.PngInfo(), None, 1)
+    source = write(deep, PngImagePlugin.PngInfo(), None)
     done, receipt = one(tiny_registry, job(region=region()), {**FILES, "s.png": source})
     out = read(done.files["image.png"])
     assert np.array_equal(out[MASK == 0], deep[MASK == 0])

@@ -44,8 +44,8 @@ def square() -> torch.Tensor:
 
 
 def test_the_greatest_change_outside_and_its_share_are_counted() -> None:
-    before = torch.full((40, 50, 3), 100, dtype=torch.int32)
-    after = before.clone()
+    before = np.full((40, 50, 3), 100, np.uint8)
+    after = before.copy()
     after[15:25, 20:30] = 0  # under the mask: no matter
     after[0, 0, 1] = 103
     after[39, 49, 2] = 95
@@ -56,7 +56,7 @@ def test_the_greatest_change_outside_and_its_share_are_counted() -> None:
 
 
 def test_sixteen_bits_are_told_in_eight_bit_levels() -> None:
-    before = torch.zeros(4, 4, 3, dtype=torch.int32)
+    before = np.zeros((4, 4, 3), np.uint16)
     got = certificate.outside(before + 1, before, torch.zeros(4, 4), 65535)
     assert got is not None
     assert got.largest == pytest.approx(255 / 65535)
@@ -105,3 +105,29 @@ def test_seam_contrast_is_the_mean_over_neighbours_across_the_edge() -> None:
 def test_a_mask_of_everything_has_no_ring() -> None:
     white = torch.ones(9, 9, 3)
     assert certificate.ring_shift(white, white, torch.ones(9, 9)) is None
+
+
+@pytest.mark.parametrize(
+    "box", [(15, 25, 20, 30), (0, 5, 0, 50), (33, 40, 45, 50), (0, 2, 48, 50), (3, 37, 2, 48)]
+)
+def test_what_is_far_from_the_mask_is_not_looked_at_and_changes_no_figure(box: tuple[int, ...]) -> None:
+    top, bottom, left, right = box
+    generator = torch.Generator().manual_seed(1)
+    before, after = (torch.rand(40, 50, 3, generator=generator) for _ in range(2))
+    mask = torch.zeros(40, 50)
+    mask[top:bottom, left:right] = 0.5
+    mask[top, left] = 0
+    under = mask.numpy() > 0
+    ring = np.zeros_like(under)  # by counting: all within eight pixels of the mask, and not in it
+    for y, x in zip(*np.nonzero(under), strict=True):
+        ring[max(y - 8, 0) : y + 9, max(x - 8, 0) : x + 9] = True
+    moved = (certificate.lab(after.numpy()) - certificate.lab(before.numpy()))[ring & ~under]
+    shift = certificate.ring_shift(after, before, mask)
+    assert shift is not None
+    assert (shift.lightness, shift.a, shift.b) == pytest.approx(tuple(moved.mean(axis=0)), rel=1e-12)
+    lab, apart = certificate.lab(after.numpy()), list[float]()
+    for axis in (0, 1):
+        one, other = np.split(lab, [1], axis)[1], np.split(lab, [-1], axis)[0]
+        edge = np.split(under, [1], axis)[1] != np.split(under, [-1], axis)[0]
+        apart += np.linalg.norm(one - other, axis=-1)[edge].tolist()
+    assert certificate.seam_contrast(after, mask) == pytest.approx(np.mean(apart), rel=1e-12)

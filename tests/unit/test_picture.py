@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps
 
 from overpaint_shared.errors import InputError, MaskError
 from overpaint_shared.settings import Limits
-from overpaint_worker.engine import deep_png, masks, picture
+from overpaint_worker.engine import masks, picture
 from tests.unit import pictures
 from tests.unit.pictures import chunk, png16, saved
 from tests.unit.test_colour import PROFILES
@@ -183,19 +183,6 @@ def test_sixteen_bit_pngs_with_one_transparent_colour(channels: int) -> None:
 def test_sixteen_bit_colour_is_eight_bits_under_compat() -> None:
     made = load(png16(DEEP[..., :3]), compat=True)
     assert same(made.rgb, (DEEP[..., :3] >> 8).astype(np.uint8))
-
-
-def test_what_is_written_with_sixteen_bits_is_read_back() -> None:
-    for channels in (3, 4):
-        levels = DEEP[..., :channels]
-        info = PngImagePlugin.PngInfo()
-        info.add_text("note", "ä" * 5)
-        data = deep_png.write(levels, info, PROFILES["a linear space"], 4)
-        assert np.array_equal(deep_png.read(data), levels)
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            assert image.info["icc_profile"] == PROFILES["a linear space"]
-            assert image.info["note"] == "ä" * 5
 
 
 @pytest.mark.parametrize("turn", range(1, 9))

@@ -131,7 +131,7 @@ def read_receipt(path: Path) -> Receipt:
 def _text(path: Path) -> str:
     from PIL import Image
 
-    from overpaint_worker.engine.deep_png import SIGNATURE
+    from overpaint_worker.engine.png import SIGNATURE
     from overpaint_worker.engine.provenance import RECEIPT_KEY
 
     data = read_picture(path, "receipt", "name a receipt.json, or a PNG as it was rendered")

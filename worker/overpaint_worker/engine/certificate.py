@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from overpaint_worker.engine import morphology
+from overpaint_worker.engine.deep_png import Samples
 
 RING: Final = 8
 """Pixels, counted as a square, by which the ring reaches out from the mask."""
@@ -93,29 +93,39 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
-def outside(written: Tensor, original: Tensor, mask: Tensor, levels: int) -> Outside | None:
+def outside(written: Samples, original: Samples, mask: Tensor, levels: int) -> Outside | None:
     """Compare two pictures [H, W, 3] of whole levels 0..`levels` where the mask [H, W] is 0."""
-    spared = mask == 0
-    if not bool(spared.any()):
+    spared = (mask == 0).numpy()
+    if not spared.any():
         return None
-    change = (written.to(torch.int32) - original.to(torch.int32)).abs().amax(-1)[spared]
-    return Outside(float(change.max()) * 255 / levels, float((change > 0).to(torch.float64).mean()))
+    differ = [written[..., channel] != original[..., channel] for channel in range(3)]
+    changed = (differ[0] | differ[1] | differ[2]) & spared
+    one, other = written[changed].astype(np.int32), original[changed].astype(np.int32)
+    largest = int(np.abs(one - other).max(initial=0))
+    return Outside(largest * 255 / levels, int(changed.sum()) / int(spared.sum()))
+
+
+def surroundings(mask: Tensor) -> tuple[slice, slice]:
+    """The rows and columns of a mask [H, W] and its ring: all that `ring_shift` and `seam_contrast` see."""
+    return morphology.around((mask > 0).numpy(), RING)
 
 
 def ring_shift(after: Tensor, before: Tensor, mask: Tensor) -> Shift | None:
     """How the ring just outside the mask [H, W] differs between two pictures [H, W, 3], 0..1, sRGB."""
-    under = (mask > 0).numpy()
-    ring = (morphology.dilate(under.astype(np.float32), RING, tapered=False) > 0) & ~under
-    if not ring.any():
+    near = surroundings(mask)
+    under = (mask[near] > 0).numpy()
+    if under.all():
         return None
-    moved = lab(after.numpy()[ring]) - lab(before.numpy()[ring])
+    ring = (morphology.dilate(under.astype(np.float32), RING, tapered=False) > 0) & ~under
+    moved = lab(after.numpy()[near][ring]) - lab(before.numpy()[near][ring])
     lightness, a, b = (float(value) for value in moved.mean(axis=0))
     return Shift(lightness, a, b, float(_length(moved).mean()))
 
 
 def seam_contrast(picture: Tensor, mask: Tensor) -> float | None:
     """Mean colour difference across the mask's edge: between side by side pixels, one with mask 0."""
-    values, under = picture.numpy(), (mask > 0).numpy()
+    near = surroundings(mask)
+    values, under = picture[near].numpy(), (mask[near] > 0).numpy()
     beside = under[:, 1:] != under[:, :-1]
     below = under[1:] != under[:-1]
     one = np.concatenate([values[:, 1:][beside], values[1:][below]])

@@ -6,16 +6,18 @@ import torch
 
 from overpaint_shared.errors import InputError
 
-from . import resample
+from . import morphology, resample
 
 
 def composite(original: torch.Tensor, result: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The result [H, W, C] where the mask [H, W] is 1, the original bit for bit where it is 0, or a mix."""
     if not original.shape[:2] == result.shape[:2] == mask.shape:
         raise ValueError(f"sizes differ: {original.shape}, {result.shape}, {mask.shape}")
-    weight = mask.unsqueeze(-1)
-    mixed = weight * result + (1 - weight) * original
-    return torch.where(weight == 0, original, mixed)
+    out = original.clone()
+    box = morphology.around((mask != 0).numpy(), 0)
+    weight, under = mask[box].unsqueeze(-1), original[box]
+    out[box] = torch.where(weight == 0, under, weight * result[box] + (1 - weight) * under)
+    return out
 
 
 def composite_at(

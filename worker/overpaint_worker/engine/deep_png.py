@@ -1,13 +1,8 @@
-"""Sixteen-bit colour in PNG, which Pillow's modes cannot hold: its decoder reads it in two passes.
-
-Writing is NumPy's and zlib's, since Pillow has no way to.
-"""
+"""Sixteen-bit colour in PNG, which Pillow's modes cannot hold: its decoder reads it in two passes."""
 
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
@@ -16,10 +11,6 @@ from PIL import Image, PngImagePlugin
 
 Samples = NDArray[np.unsignedinteger[Any]]
 """Of 8 or of 16 bits a sample."""
-
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}  # PNG's number for so many channels (PNG third edition, table 8)
-SUB_FILTER = 1
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -54,27 +45,3 @@ def _decode(data: bytes, raw_mode: str) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
         return np.asarray(image)
-
-
-def write(samples: Samples, info: PngImagePlugin.PngInfo, icc: bytes | None, level: int) -> bytes:
-    """Encode uint16 [H, W, channels] as a PNG of 16 bits. `level` is zlib's, 0 to 9."""
-    height, width, channels = samples.shape
-    out = io.BytesIO()
-    out.write(SIGNATURE)
-    head = struct.pack(">IIBBBBB", width, height, 16, COLOUR_TYPE[channels], 0, 0, 0)
-    PngImagePlugin.putchunk(out, b"IHDR", head)
-    if icc is not None:
-        PngImagePlugin.putchunk(out, b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc))
-    for name, data, *_ in info.chunks:
-        PngImagePlugin.putchunk(out, name, data)
-    PngImagePlugin.putchunk(out, b"IDAT", zlib.compress(_filtered(samples), level))
-    PngImagePlugin.putchunk(out, b"IEND", b"")
-    return out.getvalue()
-
-
-def _filtered(samples: Samples) -> bytes:
-    """Rows of big-endian bytes, each less its left neighbour's, behind the filter's number."""
-    height, width, channels = samples.shape
-    rows = samples.astype(">u2", order="C").view(np.uint8).reshape(height, width, 2 * channels)
-    differences = np.concatenate([rows[:, :1], rows[:, 1:] - rows[:, :-1]], axis=1)
-    return np.pad(differences.reshape(height, -1), ((0, 0), (1, 0)), constant_values=SUB_FILTER).tobytes()

@@ -17,12 +17,9 @@ from PIL import ExifTags, Image, PngImagePlugin
 from overpaint_shared.errors import InputError, PrecisionError
 from overpaint_shared.job import Output
 
-from . import colour, deep_png
+from . import colour, morphology, png
 from .deep_png import Samples
 
-# zlib's level for PNG: the reference's too. A photograph is hardly smaller at 6 and takes much longer, and
-# encoding is the CPU threads' largest single cost.
-PNG_LEVEL = 4
 JPEG_QUALITY = 95
 WEBP_QUALITY = 90
 WEBP_LOSSLESS_EFFORT = 40  # of 100: beyond it, seconds buy a few bytes
@@ -141,14 +138,31 @@ def encode(
     """
     check(output, image.shape[1], image.shape[0], alpha)
     bits: Literal[8, 16] = depth if output.format == "png" else 8
-    levels = quantise(in_space(image, icc), bits, truncate=compat)
-    if spared is not None and spared.samples.dtype == levels.dtype:
-        levels = np.where(spared.where[..., None], spared.samples, levels)
+    levels = _levels(image, icc, bits, spared, compat=compat)
     if alpha is not None and output.format != "jpeg":
         levels = np.concatenate([levels, quantise(alpha, bits, truncate=compat)[..., None]], axis=-1)
     if output.format == "png":
         return _png(levels, icc, text or {})
     return _lossy(Image.fromarray(levels), output, icc, text or {})
+
+
+def _levels(
+    image: torch.Tensor, icc: bytes | None, depth: Literal[8, 16], spared: Spared | None, *, compat: bool
+) -> Samples:
+    """What the file will hold [H, W, 3]; what is put back needs no computing."""
+    if spared is None or spared.samples.dtype.itemsize * 8 != depth:
+        return quantise(in_space(image, icc), depth, truncate=compat)
+    levels, anew = spared.samples.copy(), ~spared.where
+    rows, columns = morphology.around(anew, 0)
+    if anew.any():
+        made = quantise(in_space(image[rows], icc)[:, columns], depth, truncate=compat)
+        np.copyto(levels[rows, columns], made, where=anew[rows, columns, None])
+    return levels
+
+
+def grey_png(plane: torch.Tensor) -> bytes:
+    """A plane [H, W], 0..1, as a PNG of three equal channels."""
+    return _png(np.repeat(quantise(plane)[..., None], 3, axis=-1), None, {})
 
 
 def in_space(image: torch.Tensor, icc: bytes | None) -> torch.Tensor:
@@ -166,11 +180,7 @@ def _png(levels: Samples, icc: bytes | None, text: Mapping[str, str]) -> bytes:
             info.add_itxt(key, value)
         else:
             info.add_text(key, value, zip=len(value) > 1024)
-    if levels.dtype == np.uint16:
-        return deep_png.write(levels, info, icc, PNG_LEVEL)
-    out = io.BytesIO()
-    Image.fromarray(levels).save(out, "PNG", compress_level=PNG_LEVEL, pnginfo=info, icc_profile=icc)
-    return out.getvalue()
+    return png.write(levels, info, icc)
 
 
 def _lossy(image: Image.Image, output: Output, icc: bytes | None, text: Mapping[str, str]) -> bytes:

@@ -282,7 +282,7 @@ def threshold(mask: torch.Tensor, at: float) -> torch.Tensor:
 
 def coverage(mask: torch.Tensor) -> float:
     """The share of the picture that a mask [H, W] covers, 0..1: its mean."""
-    return mask.mean(dtype=torch.float64).item()
+    return float(mask.numpy().mean(dtype=np.float64))
 
 
 def check_coverage(mask: torch.Tensor, least: float, most: float, field: str = "mask") -> float:

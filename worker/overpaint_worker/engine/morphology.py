@@ -64,14 +64,23 @@ def soften_inward(mask: Plane, width: int) -> Plane:
     inside = mask > 0
     if width <= 1 or inside.all() or not inside.any():
         return mask
-    box = _around(inside)
+    box = around(inside, 1)
     distance = ndimage.distance_transform_edt(inside[box]).astype(np.float32)
     out = mask.copy()
     out[box] *= np.minimum(distance / width, 1)
     return out
 
 
-def _around(inside: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """The box of what is true, and one more pixel on each side: no farther can the nearest edge be."""
+def around(inside: NDArray[np.bool_], reach: int) -> tuple[slice, slice]:
+    """The rows and columns of what is true [H, W], and `reach` more on each side; empty where nothing is.
+
+    What is done to a mask's surroundings need not look at the rest of a large picture.
+    """
     rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
-    return slice(max(rows[0] - 1, 0), rows[-1] + 2), slice(max(columns[0] - 1, 0), columns[-1] + 2)
+    if not len(rows):
+        return slice(0), slice(0)
+    return _side(rows, reach), _side(columns, reach)
+
+
+def _side(places: NDArray[np.intp], reach: int) -> slice:
+    return slice(max(int(places[0]) - reach, 0), int(places[-1]) + reach + 1)

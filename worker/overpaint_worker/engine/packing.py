@@ -18,6 +18,7 @@ from overpaint_worker.engine.certificate import Certificate
 from overpaint_worker.engine.deep_png import Samples
 from overpaint_worker.engine.encode import Spared
 from overpaint_worker.engine.geometry import Geometry
+from overpaint_worker.engine.picture import Stored
 from overpaint_worker.engine.preparation import Prepared
 
 
@@ -43,6 +44,8 @@ class Packed:
     height: int
     certificate: Certificate | None
     """None where there is no mask."""
+    pixels: str
+    """`provenance.pixel_digest` of the picture."""
 
     @property
     def image(self) -> str:
@@ -73,12 +76,14 @@ def pack(
         layers.rgb, spec.output, ready.canvas.icc, layers.alpha, _marked(ready, text),
         depth=ready.canvas.depth, spared=layers.spared, compat=compat,
     )  # fmt: skip
-    certificate = _certified(spec, ready, layers, image, result)
+    written = picture.read_back(image)
+    certificate = _certified(spec, ready, layers, written, result)
     _check_preserved(spec, certificate)
     files = {f"image.{spec.output.format}": image}
     if spec.output.previews:
         files |= previews(ready)
-    return Packed(files, layers.rgb.shape[1], layers.rgb.shape[0], certificate)
+    height, width = written.samples.shape[:2]
+    return Packed(files, width, height, certificate, provenance.samples_digest(written.samples))
 
 
 def _result(ready: Prepared, rendered: Tensor | None) -> Tensor:
@@ -109,7 +114,7 @@ def heat_files(maps: Sequence[Tensor]) -> dict[str, bytes]:
 
 def mask_png(mask: Tensor) -> bytes:
     """A mask [H, W] as a grey picture."""
-    return encode.encode(mask.unsqueeze(-1).expand(-1, -1, 3), Output())
+    return encode.grey_png(mask)
 
 
 def _composed(spec: JobSpec, ready: Prepared, result: Tensor) -> _Layers:
@@ -156,7 +161,7 @@ def _still_spared(spared: Spared | None, geometry: Geometry) -> Spared | None:
 
 
 def _certified(
-    spec: JobSpec, ready: Prepared, layers: _Layers, image: bytes, result: Tensor
+    spec: JobSpec, ready: Prepared, layers: _Layers, written: Stored, result: Tensor
 ) -> Certificate | None:
     """Compare what was written with the canvas, as anyone could who has both files.
 
@@ -165,23 +170,27 @@ def _certified(
     mask, kept_mask = layers.mask, ready.kept_mask
     if mask is None or kept_mask is None or ready.mask is None:
         return None
-    own = Limits(max_input_bytes=len(image), max_pixels=mask.numel())
-    written = picture.load(image, own, "image").rgb
-    depth = ready.canvas.depth if spec.output.format == "png" else 8
-    before = _levels(layers.original, depth, truncate=spec.compat == "comfyui")
-    after = _levels(written, depth)
+    after, before = _levels(spec, layers, written)
+    near = certificate.surroundings(mask)
+    seen, original, mask_near = written.colours(*near), layers.original[near], mask[near]
     return Certificate(
         coverage=masks.coverage(ready.mask),
-        outside=certificate.outside(after, before, mask, 2**depth - 1),
-        ring=certificate.ring_shift(written, layers.original, mask),
+        outside=certificate.outside(after, before, mask, np.iinfo(after.dtype).max),
+        ring=certificate.ring_shift(seen, original, mask_near),
         ring_rendered=certificate.ring_shift(result, ready.kept(ready.canvas.rgb), kept_mask),
-        seam=certificate.seam_contrast(written, mask),
-        seam_before=certificate.seam_contrast(layers.original, mask),
+        seam=certificate.seam_contrast(seen, mask_near),
+        seam_before=certificate.seam_contrast(original, mask_near),
     )
 
 
-def _levels(picture: Tensor, depth: Literal[8, 16], *, truncate: bool = False) -> Tensor:
-    return torch.from_numpy(encode.quantise(picture, depth, truncate=truncate).astype(np.int32))
+def _levels(spec: JobSpec, layers: _Layers, written: Stored) -> tuple[Samples, Samples]:
+    """File and canvas in whole levels of sRGB [H, W, 3]; what a file holds is not computed anew."""
+    depth: Literal[8, 16] = 16 if written.samples.dtype == np.uint16 else 8
+    compat, spared = spec.compat == "comfyui", layers.spared
+    after = written.samples[..., :3] if written.space is None else encode.quantise(written.colours(), depth)
+    same = written.space is None and not compat and spared is not None and spared.samples.dtype == after.dtype
+    before = spared.samples if same and spared else encode.quantise(layers.original, depth, truncate=compat)
+    return after, before
 
 
 def _check_preserved(spec: JobSpec, measured: Certificate | None) -> None:

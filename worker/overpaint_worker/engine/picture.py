@@ -23,6 +23,7 @@ from .deep_png import Samples
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # each opened by content; JPEG brings MPO, what many phones write
 MAX_SIDE = 65_535
+ALL = slice(None)
 BITS_PER_SAMPLE = TiffImagePlugin.BITSPERSAMPLE
 # Pillow's own limit is one for the whole process and knows no job; ours are checked before it would act.
 Image.MAX_IMAGE_PIXELS = None
@@ -102,6 +103,33 @@ def load(data: bytes, limits: Limits, field: str, *, compat: bool = False) -> Pi
         samples=rgb if space is None or space.returns else None,
         notes=decoded.notes + notes,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """What a file holds, of which the colours of a part may be wanted.
+
+    Attributes:
+        samples: uint8 or uint16 [H, W, 3 or 4].
+        space: of its profile; None: sRGB.
+
+    """
+
+    samples: Samples
+    space: colour.Profile | None
+
+    def colours(self, rows: slice = ALL, columns: slice = ALL) -> torch.Tensor:
+        """Float32 [h, w, 3], 0..1, sRGB."""
+        unit = _unit(self.samples[rows, :, :3])  # whole rows: a part's colours have the whole's bits
+        seen = unit if self.space is None else self.space.to_srgb(unit)
+        return torch.from_numpy(np.ascontiguousarray(seen[:, columns]))
+
+
+def read_back(data: bytes) -> Stored:
+    """Decode a picture of this engine's own, whatever its size."""
+    own = Limits(max_input_bytes=len(data), max_pixels=MAX_SIDE**2)
+    decoded = _decode(data, own, "image", compat=False)
+    return Stored(decoded.samples, _space(decoded, compat=False)[0])
 
 
 def load_mask(
@@ -253,7 +281,8 @@ def _samples(image: Image.Image) -> Samples:
     if image.mode in {"1", "L", "LA", "La"}:
         return np.asarray(image.convert("LA"))
     has_alpha = image.mode in {"RGBA", "RGBa", "PA"} or image.has_transparency_data
-    return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+    mode = "RGBA" if has_alpha else "RGB"
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def _keyed_deep(samples: Samples, image: Image.Image) -> Samples:
@@ -279,12 +308,13 @@ def _split(samples: Samples) -> tuple[Samples, Samples | None]:
     """Colour [H, W, 3] and alpha [H, W]."""
     channels = samples.shape[-1]
     colours = samples[..., : 3 if channels >= 3 else 1]
-    rgb = colours if channels >= 3 else np.repeat(colours, 3, axis=-1)
+    rgb = np.broadcast_to(colours, (*samples.shape[:2], 3))  # grey: no copies
     return rgb, samples[..., -1] if channels in {2, 4} else None
 
 
 def _unit(samples: Samples) -> NDArray[np.float32]:
-    return np.ascontiguousarray(samples).astype(np.float32) / np.float32(np.iinfo(samples.dtype).max)
+    full = np.float32(np.iinfo(samples.dtype).max)
+    return np.divide(samples, full, dtype=np.float32, order="C")
 
 
 def _space(decoded: _Decoded, *, compat: bool) -> tuple[colour.Profile | None, tuple[str, ...]]:

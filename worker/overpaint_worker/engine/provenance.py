@@ -12,6 +12,8 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from overpaint_worker.engine import deep_png
+from overpaint_worker.engine.deep_png import Samples
+from overpaint_worker.engine.png import SIGNATURE
 
 RECEIPT_KEY: Final = "overpaint-receipt"
 """Name of the PNG text chunk that holds the receipt."""
@@ -53,7 +55,7 @@ def with_text(png: bytes, text: Mapping[str, str]) -> bytes:
 
 def _first_pixels(png: bytes) -> int:
     """Where the first IDAT chunk begins (PNG third edition, section 5.3)."""
-    place = len(deep_png.SIGNATURE)
+    place = len(SIGNATURE)
     while png[place + 4 : place + 8] != b"IDAT":
         place += 12 + int.from_bytes(png[place : place + 4], "big")
     return place
@@ -65,8 +67,12 @@ def pixel_digest(image: bytes) -> str:
     Text, profile and compression do not count: two files with one digest show the same stored values.
     """
     with Image.open(io.BytesIO(image)) as opened:
-        samples = deep_png.read(image) if deep_png.is_deep(opened) else np.asarray(opened)
+        return samples_digest(deep_png.read(image) if deep_png.is_deep(opened) else np.asarray(opened))
+
+
+def samples_digest(samples: Samples) -> str:
+    """`pixel_digest` of a file that holds these samples [H, W, C]."""
     head = "x".join(map(str, (*samples.shape, samples.dtype.itemsize * 8)))
-    return hashlib.sha256(
-        head.encode() + samples.astype(samples.dtype.newbyteorder("<")).tobytes()
-    ).hexdigest()
+    digest = hashlib.sha256(head.encode())
+    digest.update(np.ascontiguousarray(samples, samples.dtype.newbyteorder("<")).data)
+    return digest.hexdigest()

@@ -11,6 +11,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -53,7 +55,7 @@ def describe_mask(mask: Tensor | None) -> dict[str, Any] | None:
     """Digest of a mask [H, W] as little-endian float32, row by row, and the size it has."""
     if mask is None:
         return None
-    digest = hashlib.sha256(mask.contiguous().numpy().astype("<f4").tobytes()).hexdigest()
+    digest = hashlib.sha256(np.ascontiguousarray(mask.numpy(), "<f4").data).hexdigest()
     return {"width": mask.shape[1], "height": mask.shape[0], "sha256": digest}
 
 

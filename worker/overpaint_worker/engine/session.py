@@ -28,7 +28,7 @@ from overpaint_worker.engine.faults import all_numbers
 from overpaint_worker.engine.methods import METHODS, Hint
 from overpaint_worker.engine.packing import Packed, pack
 from overpaint_worker.engine.preparation import Opened, Prepared, begin, open_pictures
-from overpaint_worker.engine.provenance import RECEIPT_KEY, pixel_digest, with_text
+from overpaint_worker.engine.provenance import RECEIPT_KEY, with_text
 from overpaint_worker.engine.receipt import (
     RECEIPT_VERSION,
     DeviceInfo,
@@ -331,7 +331,7 @@ class Session:
             "size": {"width": packed.width, "height": packed.height,
                      "model_width": ready.fit.model.width, "model_height": ready.fit.model.height},
             "region": ready.region.box._asdict() if ready.region else None,
-            "picture": {"name": packed.image, "pixels_sha256": pixel_digest(packed.files[packed.image])},
+            "picture": {"name": packed.image, "pixels_sha256": packed.pixels},
             "mask": describe_mask(ready.mask),
             "certificate": packed.certificate.to_json() if packed.certificate else None,
             "skipped": ready.skipped,

@@ -36,7 +36,12 @@ class Fit:
         return Size(min(self.canvas.width, self.model.width), min(self.canvas.height, self.model.height))
 
     def to_model(self, canvas: torch.Tensor) -> torch.Tensor:
-        """A picture [H, W, C] or mask [H, W] of the canvas at the model's size: cropped or edges repeated."""
+        """A picture [H, W, C] or mask [H, W] of the canvas at the model's size: cropped or edges repeated.
+
+        The very one where it has that size.
+        """
+        if self.canvas == self.model:
+            return canvas
         rows = _indices(self.canvas.height, self.model.height, self.top)
         columns = _indices(self.canvas.width, self.model.width, self.left)
         return canvas[rows][:, columns]
