@@ -6,8 +6,9 @@ from typing import Any
 
 import redis
 
-from overpaint_shared.ledger import JobState, Ledger, Submission, Wakeup, WorkerRecord
+from overpaint_shared.ledger import Event, Events, JobState, Ledger, Submission, Wakeup, WorkerRecord
 from overpaint_shared.setting_views import LedgerSettings
+from tests.waiting import wait_until
 
 
 def ledger(url: str, **settings: Any) -> Ledger:
@@ -49,6 +50,26 @@ def worker(worker_id: str, *models: str, features: Iterable[str] = ()) -> Worker
 def names(wakeups: Iterable[Wakeup]) -> list[str]:
     """The jobs of wake-ups."""
     return [wakeup.job_id for wakeup in wakeups]
+
+
+def running(books: Ledger, job_id: str = "a", worker_id: str = "w1", **values: Any) -> int:
+    """Submit and claim a job; its token."""
+    books.submit([job(job_id, **values)])
+    return books.claim(job_id, worker_id).token
+
+
+def collect(events: Events, last: JobState) -> list[Event]:
+    """Events up to the first in state `last`."""
+    seen: list[Event] = []
+
+    def ended() -> bool:
+        event = events.poll(0.5)
+        if event is not None:
+            seen.append(event)
+        return event is not None and event.state is last
+
+    wait_until(ended, what=f"an event says {last}")
+    return seen
 
 
 def expire_lease(client: redis.Redis, job_id: str) -> None:

@@ -1,47 +1,37 @@
 """The ledger's calls, one by one, on a real Redis."""
 
 import threading
-from pathlib import Path
 
 import pytest
 import redis
 from redis.exceptions import ResponseError
 
-from overpaint_producer.services import start_redis
 from overpaint_shared.errors import (
     EngineDied,
-    LedgerUnreachable,
     OverpaintError,
-    TokenConflict,
     UnknownJob,
 )
 from overpaint_shared.ledger import (
     Beat,
     Cancelled,
     Done,
-    Event,
     Failed,
     JobState,
     Ledger,
     ReleaseReason,
-    SubmitConflict,
-    spec_digest,
 )
 from overpaint_shared.ledger.scripts import source
-from overpaint_shared.setting_views import LedgerSettings
-from tests.integration.ledgers import Books, expire_lease, job, ledger, names, reaper, states, worker
-from tests.waiting import wait_until
-
-
-@pytest.fixture
-def books(redis_url: str) -> Ledger:
-    return ledger(redis_url)
-
-
-def running(books: Ledger, job_id: str = "a", worker_id: str = "w1", **values) -> int:
-    """Submit and claim a job; its token."""
-    books.submit([job(job_id, **values)])
-    return books.claim(job_id, worker_id).token
+from tests.integration.ledgers import (
+    collect,
+    expire_lease,
+    job,
+    ledger,
+    names,
+    reaper,
+    running,
+    states,
+    worker,
+)
 
 
 def test_a_submitted_job_has_a_record_and_a_message_due(books: Ledger):
@@ -186,20 +176,6 @@ def test_progress_is_published_once_per_change(books: Ledger):
     ]
 
 
-def collect(events, last: JobState) -> list[Event]:
-    """Events up to the first in state `last`."""
-    seen: list[Event] = []
-
-    def ended() -> bool:
-        event = events.poll(0.5)
-        if event is not None:
-            seen.append(event)
-        return event is not None and event.state is last
-
-    wait_until(ended, what=f"an event says {last}")
-    return seen
-
-
 def test_events_of_other_owners_and_jobs_are_not_seen(books: Ledger):
     with books.events("ann", ids={"b"}) as events:
         books.submit([job("a"), job("x", owner="bob"), job("b")])
@@ -332,163 +308,6 @@ def test_a_job_that_did_not_fail_cannot_be_replayed(books: Ledger, state: str):
     assert states(books, "a") == [JobState(state)]
 
 
-# Fair share ------------------------------------------------------------
-
-
-def test_at_most_a_window_of_an_owners_jobs_has_a_message_and_claims_admit_the_next(redis_url: str):
-    books = ledger(redis_url, window=2)
-    answers = books.submit([job(name) for name in "abcd"])
-    assert [names(answer.wakeups) for answer in answers] == [["a"], ["b"], [], []]
-    assert names(books.claim("a", "w1").wakeups) == ["c"]
-    assert names(books.cancel("b").wakeups) == ["d"]
-    assert books.depth("sd15") == 2
-
-
-def test_owners_models_and_classes_have_windows_of_their_own(redis_url: str):
-    books = ledger(redis_url, window=1)
-    jobs = [
-        job("a"),
-        job("b", owner="bob"),
-        job("c", model="sdxl"),
-        job("d", priority=0),
-        job("e", priority=4),
-    ]
-    answers = books.submit(jobs)
-    assert [len(answer.wakeups) for answer in answers] == [1, 1, 1, 1, 0]
-
-
-def test_a_job_that_comes_back_does_not_wait_for_a_place(redis_url: str, redis_client: redis.Redis):
-    books = ledger(redis_url, window=1)
-    books.submit([job(name) for name in "abc"])
-    claim = books.claim("a", "w1")
-    assert names(claim.wakeups) == ["b"]
-    assert names(books.release("a", claim.token, ReleaseReason.STOPPED).wakeups) == ["a"]
-    assert books.claim("b", "w1").wakeups == ()  # the place is still taken by `a`
-    assert names(books.claim("a", "w1").wakeups) == ["c"]
-    Books(redis_client).check(window=1)
-
-
-# Tokens of submissions ------------------------------------------------------------
-
-
-def test_the_same_token_and_spec_give_the_job_that_is_there(books: Ledger):
-    (first,) = books.submit([job("a", token="t")])
-    (again,) = books.submit([job("b", token="t")])
-    assert (again.id, again.created) == ("a", False)
-    assert names(again.wakeups) == ["a"]  # the first caller may have died before it published
-    assert books.job("b") is None
-    assert first.created
-
-
-def test_a_token_is_scoped_to_its_owner(books: Ledger):
-    books.submit([job("a", token="t")])
-    (other,) = books.submit([job("b", token="t", owner="bob", spec_json='{"version":2}')])
-    assert other.created
-
-
-def test_a_token_never_stands_for_another_spec_and_the_rest_is_submitted(books: Ledger):
-    books.submit([job("a", token="t")])
-    with pytest.raises(TokenConflict, match="t") as conflict:
-        books.submit([job("b"), job("c", token="t", spec_json="{}"), job("d")])
-    assert isinstance(conflict.value, SubmitConflict)
-    assert [answer.id for answer in conflict.value.submitted] == ["b", "d"]
-    assert states(books, "b", "c", "d") == [JobState.QUEUED] * 2
-
-
-def test_a_seed_drawn_at_submit_does_not_make_it_another_spec(books: Ledger):
-    wrote = spec_digest('{"seed":null}')
-    books.submit([job("a", token="t", spec_json='{"seed":1}', digest=wrote)])
-    (again,) = books.submit([job("b", token="t", spec_json='{"seed":2}', digest=wrote)])
-    assert again.id == "a"
-
-
-def test_a_submission_asked_twice_makes_one_job(books: Ledger):
-    books.submit([job("a")])
-    (again,) = books.submit([job("a")])
-    assert (again.id, again.created) == ("a", False)
-    assert books.depth() == 1
-
-
-def test_a_done_job_keeps_its_token(books: Ledger):
-    token = running(books, token="t")
-    books.finish("a", token, Done({}))
-    (again,) = books.submit([job("b", token="t")])
-    assert (again.id, again.wakeups) == ("a", ())
-    assert states(books, "a") == [JobState.DONE]
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"job_id": "a b"},
-        {"job_id": "a", "priority": 10},
-        {"job_id": "a", "model": "a:b"},
-        {"job_id": "a", "owner": ""},
-    ],
-    ids=["an id with a space", "priority 10", "a model with a colon", "no owner"],
-)
-def test_a_submission_that_would_break_keys_is_refused(wrong: dict):
-    with pytest.raises(ValueError, match="must"):
-        job(**wrong)
-
-
-# Queries ------------------------------------------------------------
-
-
-def test_listings_are_newest_first_and_filtered(books: Ledger):
-    books.submit(
-        [
-            job("a", group="g"),
-            job("b", owner="bob"),
-            job("c", model="sdxl", labels={"shot": "1"}),
-            job("d", group="g"),
-        ]
-    )
-    token = books.claim("d", "w1").token
-    books.finish("d", token, Done({}))
-
-    def ids(**wanted) -> list[str]:
-        return [record.id for record in books.jobs(**wanted)]
-
-    assert ids() == ["d", "c", "b", "a"]
-    assert ids(limit=2) == ["d", "c"]
-    assert ids(owner="ann") == ["d", "c", "a"]
-    assert ids(owner="ann", group="g") == ["d", "a"]
-    assert ids(state=JobState.QUEUED) == ["c", "b", "a"]
-    assert ids(owner="ann", state={JobState.DONE, JobState.FAILED}) == ["d"]
-    assert ids(model="sdxl") == ["c"]
-    assert ids(labels={"shot": "1"}) == ["c"]
-    assert ids(labels={"shot": "2"}) == []
-
-
-def test_a_listing_longer_than_one_read_is_whole_and_in_order(books: Ledger):
-    wanted = [f"j{number:04}" for number in range(450)]
-    books.submit([job(name) for name in wanted])
-    assert [record.id for record in books.jobs(limit=1000)] == wanted[::-1]
-
-
-def test_depth_counts_and_the_oldest_wait_follow_the_queue(books: Ledger):
-    assert books.oldest_waiting("sd15") is None
-    books.submit([job("a"), job("b"), job("c", model="sdxl")])
-    assert (books.depth(), books.depth("sd15"), books.depth("none")) == (3, 2, 0)
-    waited = books.oldest_waiting("sd15")
-    assert waited is not None
-    wait_until(lambda: (books.oldest_waiting("sd15") or 0) > waited, what="the wait grows")
-    books.claim("a", "w1")
-    assert books.counts()[JobState.QUEUED] == 2
-    assert books.counts()[JobState.RUNNING] == 1
-
-
-def test_workers_are_known_until_they_leave_or_fall_silent(books: Ledger):
-    books.announce(worker("w1", "sd15", features={"lora"}))
-    books.announce(worker("w2"))
-    books.announce(worker("w3"), ttl=0.001)
-    wait_until(lambda: len(books.workers()) == 2, what="the silent worker is forgotten")
-    assert books.workers()[0] == worker("w1", "sd15", features={"lora"})
-    books.retire("w1")
-    assert [record.id for record in books.workers()] == ["w2"]
-
-
 # What Lua may not do ------------------------------------------------------------
 
 
@@ -498,50 +317,3 @@ def test_lua_refuses_a_move_that_the_table_does_not_have(books: Ledger, redis_cl
     with pytest.raises(ResponseError, match="illegal move of job a: queued to done"):
         redis_client.eval(script, 0)
     assert states(books, "a") == [JobState.QUEUED]
-
-
-def test_scripts_that_redis_has_forgotten_are_sent_again(books: Ledger, redis_client: redis.Redis):
-    books.submit([job("a")])
-    redis_client.script_flush()
-    assert books.claim("a", "w1").verdict == "ok"
-    redis_client.script_flush()
-    assert len(books.submit([job("b"), job("c")])) == 2
-
-
-def test_a_follower_hears_again_after_redis_restarted(tmp_path: Path):
-    server = start_redis(tmp_path)
-    try:
-        books = ledger(server.url)
-        with books.events("ann") as events:
-            server.kill()
-            with pytest.raises(LedgerUnreachable):
-                events.poll(1.0)
-            server = start_redis(tmp_path)
-            events.poll(0.0)
-            with redis.Redis.from_url(server.url) as client:
-                wait_until(lambda: client.pubsub_numsub("op:events:ann")[0][1], what="it listens again")
-            books.submit([job("a")])
-            assert [event.job_id for event in collect(events, JobState.QUEUED)] == ["a"]
-    finally:
-        server.stop()
-
-
-def test_a_redis_that_is_not_there_is_a_typed_error_without_the_password():
-    away = Ledger.connect("redis://user:secret@127.0.0.1:1/0", LedgerSettings())
-    assert "secret" not in repr(away)
-    with pytest.raises(LedgerUnreachable) as caught:
-        away.depth()
-    assert "127.0.0.1:1" in str(caught.value)
-    assert "secret" not in str(caught.value)
-    assert caught.value.fix
-
-
-def test_a_wrong_password_says_so(redis_server):
-    host = redis_server.url.rsplit("@", 1)[-1].removeprefix("redis://")
-    with pytest.raises(LedgerUnreachable, match="password"):
-        Ledger.connect(f"redis://:wrong@{host}", LedgerSettings()).depth()
-
-
-def test_a_client_that_does_not_decode_is_refused(redis_client: redis.Redis):
-    with pytest.raises(ValueError, match="decode_responses"):
-        Ledger(redis_client, LedgerSettings())

@@ -1,18 +1,15 @@
 """What the reaper mends, what it leaves alone, and what it forgets."""
 
-import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import redis
 
-from overpaint_producer.children import guarded
-from overpaint_producer.services import find_redis, free_ports, start_redis
+from overpaint_producer.services import start_redis
 from overpaint_shared.errors import (
     EngineDied,
-    LedgerFull,
     LedgerUnreachable,
     OverpaintError,
     UnsupportedError,
@@ -22,11 +19,6 @@ from overpaint_shared.ledger.reaper import Reaper
 from overpaint_shared.queues import list_name, make_app, publish
 from tests.integration.ledgers import Books, expire_lease, job, ledger, names, reaper, states, worker
 from tests.waiting import wait_until
-
-
-@pytest.fixture
-def books(redis_url: str) -> Ledger:
-    return ledger(redis_url)
 
 
 def error_of(books: Ledger, job_id: str) -> OverpaintError:
@@ -415,79 +407,6 @@ def test_a_replayed_record_does_not_expire(redis_url: str):
     books.replay("a")
     books.reap()
     assert states(books, "a") == [JobState.QUEUED]
-
-
-# A full Redis ------------------------------------------------------------
-
-
-def test_a_full_redis_refuses_jobs_by_name_and_still_ends_those_it_has(
-    books: Ledger, redis_client: redis.Redis
-):
-    books.submit([job("a"), job("b")])
-    token = books.claim("a", "w1").token
-    redis_client.config_set("maxmemory", "1")
-    try:
-        with pytest.raises(LedgerFull, match="maxmemory"):
-            books.submit([job("c")])
-        assert books.renew("w1", [Beat("a", token, "denoise", 1, 2)]) == {"a": "ok"}
-        assert books.finish("a", token, Done({"image.png": "k"})).accepted
-        token = books.claim("b", "w1").token
-        assert books.release("b", token, ReleaseReason.CRASHED).state is JobState.QUEUED
-        assert books.cancel("b").state is JobState.CANCELLED
-        books.announce(worker("w1"))
-    finally:
-        redis_client.config_set("maxmemory", "0")
-    assert books.job("c") is None
-
-
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ("REPLICAOF 127.0.0.1 1", "read-only replica"),
-        ("CONFIG SET min-replicas-to-write 1", "takes no writes"),
-    ],
-    ids=["it became a replica", "it misses its replicas"],
-)
-def test_a_redis_that_takes_no_writes_counts_as_away(tmp_path: Path, command: str, words: str):
-    service = start_redis(tmp_path)
-    try:
-        books = ledger(service.url)
-        books.submit([job("a")])
-        token = books.claim("a", "w1").token
-        with redis.Redis.from_url(service.url) as client:
-            client.execute_command(*command.split())
-        for call in (
-            lambda: books.renew("w1", [Beat("a", token)]),
-            lambda: books.finish("a", token, Done({})),
-            lambda: books.submit([job("b")]),
-        ):
-            with pytest.raises(LedgerUnreachable, match=words):
-                call()
-    finally:
-        service.stop()
-
-
-def test_a_redis_cluster_is_refused_by_name(tmp_path: Path):
-    # A cluster's members also talk on this port plus 10,000, and Redis does not start where there is none.
-    port = next(port for port in free_ports(64) if port < 55_000)
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--cluster-enabled", "yes"]
-    with subprocess.Popen(guarded([find_redis(), *options]), stdout=subprocess.DEVNULL) as server:
-        try:
-            books = ledger(f"redis://127.0.0.1:{port}/0")
-            error = wait_until(lambda: _refusal(books.ping, "Cluster"), what="the cluster answers")
-            assert "one Redis primary" in str(error)
-            assert _refusal(lambda: books.submit([job("a")]), "Cluster")
-        finally:
-            server.terminate()
-
-
-def _refusal(call: Callable[[], object], word: str) -> LedgerUnreachable | None:
-    """The error that `call` raises, once it says `word`."""
-    try:
-        call()
-    except LedgerUnreachable as error:
-        return error if word in str(error) else None
-    return None
 
 
 def test_a_worker_that_names_no_models_serves_all_that_it_has(books: Ledger, redis_url: str):

@@ -1,10 +1,17 @@
-"""Hand-made ComfyUI graphs in API format."""
+"""Hand-made ComfyUI graphs in API format, and what becomes of them."""
 
 from typing import Any
+
+import pytest
+
+from overpaint_producer.workflow import convert
+from overpaint_shared.errors import Problem, SpecError
+from overpaint_shared.job import parse_job
 
 Graph = dict[str, dict[str, Any]]
 
 CHECKPOINT = "v1-5-pruned.safetensors"
+SIZES = {"photo.png": (512, 512), "mask.png": (512, 512), "large.png": (1024, 1024), "odd.png": (500, 512)}
 
 
 def node(kind: str, **inputs: Any) -> dict[str, Any]:
@@ -50,3 +57,38 @@ def changed(made: Graph, name: str, **inputs: Any) -> Graph:
     merged = made[name]["inputs"] | inputs
     kept = {key: value for key, value in merged.items() if value is not None}
     return made | {name: made[name] | {"inputs": kept}}
+
+
+def spec(made: Graph, **more: Any) -> dict[str, Any]:
+    """The one job of a graph."""
+    (job,) = convert(made, size_of=SIZES.get, **more).jobs
+    assert parse_job(job.spec)
+    return dict(job.spec)
+
+
+def problems(made: Any, **more: Any) -> list[Problem]:
+    """Why a graph is refused."""
+    with pytest.raises(SpecError) as caught:
+        convert(made, **({"size_of": SIZES.get} | more))
+    return caught.value.problems
+
+
+def problem(made: Any, **more: Any) -> Problem:
+    """The one reason."""
+    (found,) = problems(made, **more)
+    return found
+
+
+def clipseg(image: list[Any], **more: Any) -> dict[str, Any]:
+    return node("CLIPSeg", image=image, text="the hat", **more)
+
+
+def composed(made: Graph, **inputs: Any) -> Graph:
+    node_30 = node(
+        "ImageCompositeMasked",
+        destination=["10", 0], source=["8", 0], x=0, y=0, resize_source=False, mask=["10", 1],
+    )  # fmt: skip
+    return changed(changed(made | {"30": node_30}, "9", images=["30", 0]), "30", **inputs)
+
+
+SCALE = node("ImageScale", image=["10", 0], upscale_method="bicubic", width=768, height=0, crop="disabled")
