@@ -24,7 +24,6 @@ GREY, NOISE = {"kind": "vae_encode_inpaint"}, {"kind": "latent_noise_mask"}
 NET = {"kind": "controlnet_inpaint", "controlnet": "mini-inpaint"}
 LION = ("1000010", "lion", "a dog on a red background")
 PIG = ("1000025", "pig", "a crown on a pink background")
-FRUIT = "1000042"
 Job = tuple[tuple[str, str, str], dict[str, Any]]
 
 
@@ -56,21 +55,20 @@ MISTAKES: dict[str, list[Job]] = {
 }  # fmt: skip
 
 
-FISH, STAR = (f"{what} on an orange background" for what in ("a fish and a balloon", "a banana and a star"))
+PIZZA = ("1000016", "pizza", "a cat and a ball on a yellow background")
 FIRM = ({"op": "threshold", "at": 0.4}, grow(10))
 
 
-def words(text: str, prompt: str, *ops: dict[str, Any]) -> Job:
-    """A job whose mask words find."""
-    mask = {"from": "clipseg", "text": text, "segmenter": "mini", "threshold": 0.4, "ops": list(ops)}
-    place = (FRUIT, text.removeprefix("the "), prompt)
-    return place, {"mask": mask, "method": NOISE, "sampling": {"seed": 1}, "composite": True}
+def words(place: tuple[str, str, str], *ops: dict[str, Any]) -> Job:
+    """A job whose mask words find: the thing of a scene."""
+    mask = {"from": "clipseg", "text": f"the {place[1]}", "segmenter": "mini", "ops": list(ops)}
+    return place, {"mask": mask, "method": NOISE, "sampling": {"seed": 2}, "composite": True}
 
 
 WORDS = {
-    '"the banana",\nas it is found': words("the banana", FISH),
-    '"the banana",\nmade hard, and grown': words("the banana", FISH, *FIRM),
-    '"the balloon",\nmade hard, and grown': words("the balloon", STAR, *FIRM),
+    '"the lion",\nas it is found': words(LION),
+    '"the lion",\nmade hard, and grown': words(LION, *FIRM),
+    '"the pizza",\nmade hard, and grown': words(PIZZA, *FIRM),
 }
 
 
@@ -103,9 +101,11 @@ def main() -> None:
         label: [files[f"{label}{i}"]["image.png"] for i in range(len(row))] for label, row in MISTAKES.items()
     }
     sheets.write(out / "methods-mistakes.png", rows)
-    source = (SCENES / f"{FRUIT}.png").read_bytes()
     shown = ("heatmap.png", "mask.png", "image.png")
-    found = {label: [source, *(files[label][name] for name in shown)] for label in WORDS}
+    found = {
+        label: [(SCENES / f"{place[0]}.png").read_bytes(), *(files[label][name] for name in shown)]
+        for label, (place, _) in WORDS.items()
+    }
     sheets.write(out / "methods-words.png", found, ("source", "heat map", "mask", "result"))
 
 
