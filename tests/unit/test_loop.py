@@ -217,6 +217,22 @@ def test_padding_repeats_a_real_row():
         assert (buffers.conditioning["text"][i] == 0.25).all()
 
 
+def test_a_text_is_copied_where_another_job_takes_the_row_and_not_while_one_stays():
+    pool, (one, two, three) = BufferPool(), (text(value) for value in (1, 2, 3))
+
+    def seen(*texts):
+        rows = [Row(torch.zeros(SHAPE), torch.tensor(1.0), each) for each in texts]
+        return pool.get(rows, 4).conditioning["text"]
+
+    assert seen(one, two)[:, 0, 0].tolist() == [1, 2, 1, 1]
+    assert seen(two, three)[:, 0, 0].tolist() == [2, 3, 2, 2]
+    buffer = seen(one, two, three)
+    assert buffer[:, 0, 0].tolist() == [1, 2, 3, 1]
+    buffer[2] = 9
+    assert seen(one, two, three)[:, 0, 0].tolist() == [1, 2, 9, 1]
+    assert seen(one, two, one)[:, 0, 0].tolist() == [1, 2, 1, 1]
+
+
 def test_only_so_many_buffers_are_kept():
     pool = BufferPool(kept=2)
     for side in (2, 3, 4, 5):

@@ -74,17 +74,21 @@ class RowBuffers:
             )
             for name, tensor in like.conditioning.tensors.items()
         }
+        self._held: list[Conditioning | None] = [None] * bucket
+        """What each row's conditioning was copied from: from pass to pass it is mostly the same."""
 
     def fill(self, rows: Sequence[Row]) -> None:
         """Write `rows`, 1..bucket of them; the rest repeats the first, a real row: it holds no NaN."""
         padded = [*rows, *[rows[0]] * (self.bucket - len(rows))]
-        self.sigma.copy_(torch.stack([row.sigma for row in padded]))
+        torch.stack([row.sigma for row in padded], out=self.sigma)
+        torch.cat([row.x for row in padded], out=self.x)
+        if self.extra is not None:
+            torch.cat([row.extra for row in padded if row.extra is not None], out=self.extra)
         for i, row in enumerate(padded):
-            self.x[i].copy_(row.x[0])
-            if self.extra is not None and row.extra is not None:
-                self.extra[i].copy_(row.extra[0])
-            for name, tensor in row.conditioning.tensors.items():
-                _repeat_into(self.conditioning[name][i], tensor[0], text=name == TEXT)
+            if self._held[i] is not row.conditioning:
+                for name, tensor in row.conditioning.tensors.items():
+                    _repeat_into(self.conditioning[name][i], tensor[0], text=name == TEXT)
+                self._held[i] = row.conditioning
 
 
 def _room(like: Tensor, rows: int) -> Tensor:

@@ -168,5 +168,10 @@ class DiscreteSpace:
 
 
 def _per_row(sigma: Tensor, like: Tensor) -> Tensor:
-    """[R] or scalar sigma, shaped to multiply [R, C, h, w]."""
+    """[R] or scalar sigma, shaped to multiply [R, C, h, w].
+
+    A scalar may stay on the CPU: kernels take its value along, where a copy would wait for the device.
+    """
+    if sigma.dim() == 0:
+        return sigma
     return sigma.to(like.device).reshape(-1, *[1] * (like.dim() - 1))

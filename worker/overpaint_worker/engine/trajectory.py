@@ -98,6 +98,8 @@ class Trajectory:
         """What the engine had to do differently for want of memory; goes into the receipt."""
         self.result: Tensor | None = None
         self.want: Evaluation | None = None
+        self._levels: list[float] = sigmas.tolist()
+        self._use(None if differential else mask)
         self._begin(sampler, seed)
 
     def _begin(self, kind: SamplerKind, seed: int) -> None:
@@ -110,21 +112,28 @@ class Trajectory:
         self._ask(next(self._sampler))
 
     def _ask(self, want: Evaluation) -> None:
-        self.want, self._mask = want, self._mask_at(want.sigma)
-        self.step = int((self.sigmas[1:] >= want.sigma).sum())
-        self._x = want.x
+        self.want, self._x = want, want.x
+        reached = float(want.sigma)
+        self.step = sum(level >= reached for level in self._levels[1:])
+        if self.mask is not None and self.differential:
+            self._use((self.mask >= self._share(want.sigma)).to(self.mask.dtype))
         if self._mask is not None:
             known = self.model.space.noised(self.z0, self._blend, want.sigma)
-            self._x = want.x * self._mask + known * (1 - self._mask)
+            self._x = want.x * self._mask + known * self._spared
 
-    def _mask_at(self, sigma: Tensor) -> Tensor | None:
-        if self.mask is None or not self.differential:
-            return self.mask
+    def _use(self, mask: Tensor | None) -> None:
+        """Repaint under this mask from now on; what does not change with the latent is computed once."""
+        self._mask = mask
+        if mask is not None:
+            self._spared = 1 - mask
+            self._kept = self.z0 * self._spared
+
+    def _share(self, sigma: Tensor) -> float:
+        """How much of its way in time lies ahead at `sigma`, 0..1."""
         space = self.model.space
         end = space.timestep(self.sigmas[-1].clamp_min(space.sigma_min))
         span = space.timestep(self.sigmas[0]) - end
-        share = float((space.timestep(sigma) - end) / span) if span else 1.0
-        return (self.mask >= share).to(self.mask.dtype)
+        return float((space.timestep(sigma) - end) / span) if span else 1.0
 
     @property
     def steps(self) -> int:
@@ -168,7 +177,7 @@ class Trajectory:
         if len(denoised) > 1:
             d = denoised[:1] + (d - denoised[:1]) * self.cfg
         if self._mask is not None:
-            d = d * self._mask + self.z0 * (1 - self._mask)
+            d = d * self._mask + self._kept
         self.evaluations += 1
         self.companies[company] = self.companies.get(company, 0) + 1
         try:

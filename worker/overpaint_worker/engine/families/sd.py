@@ -172,6 +172,7 @@ class SdModel:
 
         The UNet is told integer timesteps and sees `x / sqrt(sigma^2 + 1)`, with `extra` as further channels.
         """
+        times, sigma = _on_device(self.space.timestep(sigma), sigma, x.device)
         seen = self.space.scale_input(x, sigma)
         if extra is not None:
             seen = torch.cat([seen, extra.to(seen)], dim=1)
@@ -180,7 +181,7 @@ class SdModel:
         self._networks.use(self._overlay)
         out = self._unet(
             seen.to(self.dtype).contiguous(),
-            self.space.timestep(sigma).to(self.device),
+            times,
             return_dict=False,
             **network_options(conditioning, x, self.dtype),
             **_residual_options(residuals, self.dtype),
@@ -217,6 +218,12 @@ class SdModel:
             return z0.new_tensor(_GREY_LATENT).view(1, -1, 1, 1).expand_as(z0)
         height, width = (side * SCALE_FACTOR for side in z0.shape[-2:])
         return finish(self._vae.encode(torch.full((1, 3, height, width), 0.5))).to(z0)
+
+
+def _on_device(times: Tensor, sigma: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Times (whole numbers below 2^24, which float32 holds) and sigmas [R] in one copy: each waits."""
+    both = torch.stack([times.to(torch.float32), sigma.to(times.device)]).to(device)
+    return both[0].to(torch.int64), both[1]
 
 
 def _by_name(parts: Parts) -> dict[str, Module]:
