@@ -9,8 +9,10 @@ import click
 import pytest
 
 from overpaint_producer.cli import cli, worker_command
-from overpaint_shared.job import parse_job
+from overpaint_shared.job import ClipsegMask, parse_job
+from overpaint_shared.spec.masks import leaves
 from overpaint_worker.main import command as overpaint_worker
+from overpaint_worker.registry import SHIPPED, Registry
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -62,6 +64,41 @@ def test_every_command_in_a_document_exists_with_its_options(page: str, words: l
 def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def jobs(page: Path) -> list[str]:
+    """The page's JSON blocks that are jobs; others are receipts, answers and the like."""
+    return [
+        block
+        for block in re.findall(r"```json\n(.*?)```", page.read_text(), re.DOTALL)
+        if '"method"' in block
+    ]
+
+
+@pytest.mark.parametrize("name", ["methods.md", "masks.md", "job-spec.md"])
+def test_every_job_in_a_document_is_one(name: str) -> None:
+    written = jobs(ROOT / "docs" / name)
+    assert len(written) >= 2
+    assert [parse_job(job).version for job in written] == [1] * len(written)
+
+
+def test_the_page_of_methods_has_a_job_for_each() -> None:
+    """Each is one that the shipped models render."""
+    found = [parse_job(job) for job in jobs(ROOT / "docs" / "methods.md")]
+    kinds = [
+        "vae_encode_inpaint",
+        "latent_noise_mask",
+        "controlnet_inpaint",
+        "latent_noise_mask",
+        "inpaint_model",
+    ]
+    assert [job.method.kind for job in found] == kinds
+    shipped = Registry.load(SHIPPED)
+    for job in found:
+        assert shipped.model(job.model)
+        assert getattr(job.method, "controlnet", "mini-inpaint") in shipped.controlnets
+        for _, part in leaves(job.mask) if job.mask is not None else ():
+            assert not isinstance(part, ClipsegMask) or part.segmenter in shipped.segmenters
 
 
 def test_the_readmes_job_is_one() -> None:
