@@ -103,7 +103,7 @@ def test_the_page_of_methods_has_a_job_for_each() -> None:
 
 def test_the_readmes_job_is_one() -> None:
     (job,) = re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert parse_job(json.loads(job)).method.kind == "img2img"
+    assert parse_job(json.loads(job)).method.kind == "latent_noise_mask"
 
 
 def test_the_readmes_program_uses_the_library_as_it_is() -> None:
