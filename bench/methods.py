@@ -36,7 +36,7 @@ from rendering import Engine, add_options, device_name, receipt
 
 from overpaint_shared.job import parse_job
 from overpaint_worker import protocol as p
-from overpaint_worker.commands import engine_options, prepared
+from overpaint_worker.here import engine_options, prepared
 from overpaint_worker.registry import SHIPPED
 
 SCENES = Path(__file__).parents[1] / "tests" / "data" / "miniatures"
@@ -155,7 +155,7 @@ def options() -> argparse.Namespace:
     add_options(parser)
     parser.add_argument("--inpaint-model", default="mini-inpaint", help="with nine input channels")
     parser.add_argument("--controlnet", default="mini-inpaint")
-    parser.add_argument("--segmenter", default="mini")
+    parser.add_argument("--segmenter", default="clipseg")
     parser.add_argument("--source", type=Path, default=SCENES / "1000010.png")
     parser.add_argument("--mask", type=Path, default=SCENES / "1000010-lion.png", help="white: repaint")
     parser.add_argument("--grow", type=int, default=10, help="pixels that the mask grows first (10)")

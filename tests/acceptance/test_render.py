@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from overpaint_shared.job import parse_job
-from overpaint_worker.commands import engine_options, prepared
+from overpaint_worker.here import engine_options, prepared
 from tests.rendering import INPUTS, PARITY, img2img, pixels
 
 OVERPAINT = Path(sys.executable).with_name("overpaint")
@@ -121,6 +121,13 @@ def test_what_is_wrong_is_said_in_words_with_its_exit_code(what, folder, tmp_pat
     assert "Traceback" not in ran.stderr
     assert not ran.stdout
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_is_json_on_standard_error_as_of_every_command(folder, tmp_path, tiny_registry):
+    job = write(folder, {"version": 2})
+    ran = overpaint("render", job, "--registry", tiny_registry, "--json", cwd=tmp_path)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert json.loads(ran.stderr)["error"]["code"] == "spec"
 
 
 def test_help_has_examples_and_needs_no_torch(tmp_path):

@@ -14,17 +14,9 @@ import click
 
 from overpaint_shared.errors import EXIT_JOB_FAILED, InputError
 from overpaint_shared.job import JobSpec, parse_job
-from overpaint_worker.commands import (
-    device_option,
-    engine_options,
-    quiet_option,
-    read_picture,
-    registry_option,
-    render_here,
-    threads_option,
-    write_files,
-)
-from overpaint_worker.terminal import bar, words_for_errors
+from overpaint_worker.commands import device_option, quiet_option, registry_option, threads_option
+from overpaint_worker.here import engine_options, read_picture, render_here, write_files
+from overpaint_worker.terminal import bar, quiet_logs
 
 LARGEST_RECEIPT: Final = 16 * 2**20
 NAME_FOLDER: Final = "name the folder that holds it by --inputs"
@@ -88,19 +80,17 @@ def rerender(  # noqa: PLR0917 - click calls it by name
     RECEIPT is a receipt.json, or a PNG that carries one. The job's pictures are found by their SHA-256, among
     the files beside the receipt and in the folders of --inputs.
     """
-    same = False
-    with words_for_errors(as_json=as_json):
-        read = read_receipt(receipt)
-        inputs = find_inputs(read, [receipt.parent, *folders])
-        options = engine_options(registry, device, threads)
-        with bar(show=not quiet and not as_json) as show:
-            done = render_here(read.spec, inputs, options, show)
-        if out is not None:
-            write_files(out, done.files)
-        about = compare(read, done.files)
-        same = about["same"]
-        click.echo(json.dumps(about) if as_json else in_words(about))
-    if not same:
+    quiet_logs(as_json=as_json)
+    read = read_receipt(receipt)
+    inputs = find_inputs(read, [receipt.parent, *folders])
+    options = engine_options(registry, device, threads)
+    with bar(show=not quiet and not as_json) as show:
+        done = render_here(read.spec, inputs, options, show)
+    if out is not None:
+        write_files(out, done.files)
+    about = compare(read, done.files)
+    click.echo(json.dumps(about) if as_json else in_words(about))
+    if not about["same"]:
         raise SystemExit(EXIT_JOB_FAILED)
 
 

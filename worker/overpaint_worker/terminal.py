@@ -1,10 +1,9 @@
-"""What the worker's commands show on a terminal: progress, results, and failures in words."""
+"""What the worker's commands show on a terminal: progress and results."""
 
 from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,6 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from overpaint_shared.errors import EXIT_INTERRUPTED, OverpaintError
 from overpaint_worker import protocol as p
 
 
@@ -68,20 +66,9 @@ def say(as_json: bool, about: Mapping[str, Any], paths: list[Path]) -> None:
         click.echo(path)
 
 
-@contextmanager
-def words_for_errors(*, as_json: bool) -> Iterator[None]:
-    """Expected failures in words and with their exit code; surprises keep their traceback."""
+def quiet_logs(*, as_json: bool) -> None:
+    """Log defects alone: what is expected is raised, and said by the command line in words or as JSON."""
     from overpaint_worker.logs import configure
 
     configure(as_json=as_json)
-    logging.getLogger().setLevel(logging.ERROR)  # what is expected is said in words below
-    try:
-        yield
-    except OverpaintError as error:
-        if as_json:
-            click.echo(json.dumps({"error": error.to_json()}))
-        click.echo(f"overpaint: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("overpaint: interrupted", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+    logging.getLogger().setLevel(logging.ERROR)
