@@ -61,7 +61,7 @@ FIRM = ({"op": "threshold", "at": 0.4}, grow(10))
 
 def words(place: tuple[str, str, str], *ops: dict[str, Any]) -> Job:
     """A job whose mask words find: the thing of a scene."""
-    mask = {"from": "clipseg", "text": f"the {place[1]}", "segmenter": "mini", "ops": list(ops)}
+    mask = {"from": "clipseg", "text": f"the {place[1]}", "ops": list(ops)}
     return place, {"mask": mask, "method": NOISE, "sampling": {"seed": 2}, "composite": True}
 
 

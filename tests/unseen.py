@@ -97,7 +97,7 @@ def where(mask: bytes) -> Where:
 def seen(picture: bytes, word: str) -> Where:
     """Where the shipped segmenter is rather sure of a word than not, by the engine's own preparation."""
     words = {
-        "from": "clipseg", "text": word, "segmenter": "mini", "threshold": 0.5, "blur": 0.0,
+        "from": "clipseg", "text": word, "threshold": 0.5, "blur": 0.0,
         "dilation_factor": 0, "on_empty": "skip",
     }  # fmt: skip
     spec = parse_job({

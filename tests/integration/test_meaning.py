@@ -156,7 +156,6 @@ def test_what_words_find_becomes_what_the_prompt_says():
     words = {
         "from": "clipseg",
         "text": "the pizza",
-        "segmenter": "mini",
         "threshold": 0.3,
         "dilation_factor": 6,
     }

@@ -53,7 +53,7 @@ def test_a_worker_offers_them_all() -> None:
         ("model", "mini", "sd", 4),
         ("model", "mini-inpaint", "sd", 9),
         ("controlnet", "mini-inpaint", "sd", None),
-        ("segmenter", "mini", "clipseg", None),
+        ("segmenter", "clipseg", "clipseg", None),
     }
     defaults = {each.defaults.size for each in offered if each.defaults is not None}
     assert defaults == {256}
