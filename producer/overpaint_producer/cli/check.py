@@ -47,7 +47,7 @@ def validate(
     *,
     files: tuple[str, ...],
     with_farm: bool,
-    model_map: dict[str, str],
+    model_map: list[tuple[str, str]],
     input_dir: Path | None,
     as_json: bool,
 ) -> int:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from overpaint_shared.settings import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Value = TypeVar("Value")
 
 FARM_OPTIONS = (
     ("config", "FILE", "Configuration file (TOML)."),
@@ -92,6 +93,28 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, one object per line; errors too."
 )
 pass_context = click.make_pass_decorator(Context, ensure=True)
+
+
+def parsed(
+    parse: Callable[[str], Value],
+) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], list[Value]]:
+    """The callback of an option that may be repeated; `parse` raises ValueError for what it cannot read."""
+
+    def callback(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[Value]:
+        try:
+            return [parse(value) for value in values]
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+
+    return callback
+
+
+def label(text: str) -> tuple[str, str]:
+    """The two sides of `name=value`. Raises ValueError."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ValueError(f"{text!r} is no label; write name=value")
+    return name, value
 
 
 def emit(value: Any) -> None:

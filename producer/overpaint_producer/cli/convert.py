@@ -55,7 +55,7 @@ def convert(
     file: str,
     with_farm: bool,
     out: Path | None,
-    model_map: dict[str, str],
+    model_map: list[tuple[str, str]],
     input_dir: Path | None,
     as_json: bool,
 ) -> None:

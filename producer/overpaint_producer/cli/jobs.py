@@ -12,6 +12,8 @@ from overpaint_producer.cli.context import (
     examples,
     farm_options,
     json_option,
+    label,
+    parsed,
     pass_context,
     say,
     table,
@@ -25,13 +27,6 @@ STATES = ("queued", "running", "cancelling", "done", "failed", "cancelled", "dea
 
 id_arguments = click.argument("ids", nargs=-1, metavar="ID...")
 group_option = click.option("--group", metavar="NAME", help="Also all jobs of this group.")
-
-
-def _label(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    pairs = [value.partition("=") for value in values]
-    if any(not name or not equals for name, equals, _ in pairs):
-        raise click.BadParameter("write name=value")
-    return {name: value for name, _, value in pairs}
 
 
 @click.command(
@@ -54,7 +49,7 @@ def _label(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     "--label",
     "labels",
     multiple=True,
-    callback=_label,
+    callback=parsed(label),
     metavar="NAME=VALUE",
     help="Only jobs with this label.",
 )
@@ -70,7 +65,7 @@ def jobs(
     states: tuple[str, ...],
     group: str | None,
     model: str | None,
-    labels: dict[str, str],
+    labels: list[tuple[str, str]],
     limit: int,
     as_json: bool,
 ) -> None:
@@ -79,7 +74,7 @@ def jobs(
 
     wanted = {JobState(state) for state in states} or None
     with context.farm() as farm:
-        found = farm.jobs(state=wanted, group=group, model=model, labels=labels, limit=limit)
+        found = farm.jobs(state=wanted, group=group, model=model, labels=dict(labels), limit=limit)
     if as_json:
         for record in found:
             emit(record.to_json())

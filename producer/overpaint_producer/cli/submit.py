@@ -3,10 +3,10 @@
 import itertools
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +16,8 @@ from overpaint_producer.cli.context import (
     examples,
     farm_options,
     json_option,
+    label,
+    parsed,
     pass_context,
     say,
 )
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from overpaint_producer.submitting import Options
     from overpaint_producer.variants import Assignment
     from overpaint_producer.workflow.drafts import Importer
-
-T = TypeVar("T")
 
 EXAMPLES = examples(
     ("overpaint submit job.json", "one job; prints its id"),
@@ -42,18 +42,6 @@ EXAMPLES = examples(
 )
 
 
-def _parsed(
-    parse: Callable[[str], T],
-) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], list[T]]:
-    def callback(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[T]:
-        try:
-            return [parse(value) for value in values]
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from error
-
-    return callback
-
-
 def _seeds(text: str) -> list[int]:
     from overpaint_producer.variants import parse_seeds
 
@@ -64,13 +52,6 @@ def _assignment(text: str) -> "Assignment":
     from overpaint_producer.variants import parse_assignment
 
     return parse_assignment(text)
-
-
-def _label(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise ValueError(f"{text!r} is no label; write name=value")
-    return name, value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +93,7 @@ class Sweep:
 @click.option(
     "--seeds",
     multiple=True,
-    callback=_parsed(_seeds),
+    callback=parsed(_seeds),
     metavar="RANGE",
     help="A job for each seed: 1..8 or 1,5,9.",
 )
@@ -120,7 +101,7 @@ class Sweep:
     "--set",
     "assignments",
     multiple=True,
-    callback=_parsed(_assignment),
+    callback=parsed(_assignment),
     metavar="PATH=VALUE",
     help="Change a value of the job: sampling.steps=30. The same path again: a job for each value.",
 )
@@ -129,7 +110,7 @@ class Sweep:
     "--label",
     "labels",
     multiple=True,
-    callback=_parsed(_label),
+    callback=parsed(label),
     metavar="NAME=VALUE",
     help="Label of the jobs, to filter by.",
 )
@@ -163,7 +144,7 @@ def submit(
     token: str | None,
     wait: bool,
     out: Path | None,
-    model_map: dict[str, str],
+    model_map: list[tuple[str, str]],
     input_dir: Path | None,
     as_json: bool,
 ) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from overpaint_producer.cli.context import say
+from overpaint_producer.cli.context import parsed, say
 
 if TYPE_CHECKING:
     from overpaint_producer.workflow.drafts import Importer
@@ -15,13 +15,10 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _mappings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+def _mapping(text: str) -> tuple[str, str]:
     from overpaint_producer.workflow.names import parse_mapping
 
-    try:
-        return dict(parse_mapping(value) for value in values)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+    return parse_mapping(text)
 
 
 def workflow_options(command: Command) -> Command:
@@ -35,14 +32,14 @@ def workflow_options(command: Command) -> Command:
     return click.option(
         "--model-map",
         multiple=True,
-        callback=_mappings,
+        callback=parsed(_mapping),
         metavar="FILE=NAME",
         help="Of a ComfyUI workflow: the registry's name for a file that it loads.",
     )(command)
 
 
 def importer(
-    model_map: dict[str, str],
+    model_map: list[tuple[str, str]],
     input_dir: Path | None,
     catalogue: "Callable[[], Catalogue | None]",
     *,
@@ -52,7 +49,7 @@ def importer(
     from overpaint_producer.workflow.drafts import Importer
 
     return Importer(
-        mapped=model_map,
+        mapped=dict(model_map),
         input_dir=input_dir,
         catalogue=catalogue,
         tell=lambda note: say(f"overpaint: note: {note}"),
