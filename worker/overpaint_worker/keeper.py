@@ -1,7 +1,7 @@
 """Keeps the leases of all jobs that this worker runs: progress goes out and requests to cancel come in.
 
-One thread and one ledger call for all jobs, each `renew_s`, and sooner (but at most twice a second) when there
-is progress to tell. While Redis is away the jobs render on; the token decides later whose result counts.
+One thread and one ledger call for all jobs, each `renew_s`, and sooner (but at most twice a second) when
+there is progress to tell. While Redis is away the jobs render on; the token decides whose result counts.
 """
 
 import threading
