@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from overpaint_shared.errors import ServiceError
 
 GUARD = Path(__file__).with_name("guard.py")
 POLL_S = 0.02
+_FAULT = re.compile(r"\[(?:warning|error|critical) *\] (?P<event>.*?) +action=(?P<rest>.*)")
+_REASON = re.compile(r"""\berror=(?P<quote>['"])(?P<text>.*?)(?P=quote)(?: \w+=|$)""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,8 @@ class Child:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    began: int = 0
+    """Where in the log its own lines begin, bytes: the file goes on from run to run."""
 
     @property
     def alive(self) -> bool:
@@ -49,9 +54,23 @@ class Child:
 
     def tail(self, lines: int = 15) -> str:
         """The last `lines` lines of its log."""
-        with contextlib.suppress(OSError):
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
-        return ""
+        return "\n".join(self._lines()[-lines:])
+
+    def faults(self) -> list[str]:
+        """What its log complains of, each thing once, without times and keys; of a worker's console log."""
+        found = [_FAULT.search(line) for line in self._lines()]
+        told = [_REASON.search(each["rest"]) or each for each in found if each]
+        return list(dict.fromkeys(each.groupdict().get("text") or each["event"] for each in told))
+
+    def said(self) -> str:
+        """Its complaints; the tail of its log where it has none."""
+        return "\n".join(f"  {fault}" for fault in self.faults()) or self.tail()
+
+    def _lines(self) -> list[str]:
+        with contextlib.suppress(OSError), self.log.open("rb") as log:
+            log.seek(self.began)
+            return log.read().decode(errors="replace").splitlines()
+        return []
 
 
 def guarded(argv: Sequence[str], last: signal.Signals = signal.SIGKILL) -> list[str]:
@@ -77,6 +96,7 @@ def start(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
+        began = out.tell()
         process = subprocess.Popen(
             guarded(argv, last),
             stdin=subprocess.DEVNULL,
@@ -85,7 +105,7 @@ def start(
             env={**os.environ, **(env or {})},
             start_new_session=True,
         )
-    return Child(name=name, process=process, log=log)
+    return Child(name=name, process=process, log=log, began=began)
 
 
 def wait_ready(child: Child, answers: Callable[[], bool], *, timeout_s: float) -> None:
@@ -97,11 +117,11 @@ def wait_ready(child: Child, answers: Callable[[], bool], *, timeout_s: float) -
         if time.monotonic() > deadline:
             child.stop()
             raise ServiceError(
-                f"{child.name} did not answer within {timeout_s:g} s.\n{child.tail()}",
+                f"{child.name} did not answer within {timeout_s:g} s.\n{child.said()}",
                 fix=f"read {child.log}",
             )
         time.sleep(POLL_S)
     raise ServiceError(
-        f"{child.name} ended at its start, status {child.process.returncode}.\n{child.tail()}",
+        f"{child.name} ended at its start, status {child.process.returncode}.\n{child.said()}",
         fix=f"read {child.log}",
     )

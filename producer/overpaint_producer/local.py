@@ -23,6 +23,7 @@ from overpaint_producer.children import Child
 from overpaint_producer.client import Farm
 from overpaint_producer.local_folder import CONFIG, LOCK, SHARED, lock, write_config
 from overpaint_shared.errors import MissingExtraError, ServiceError
+from overpaint_shared.ledger.records import WorkerRecord
 from overpaint_shared.ledger.states import JobState
 from overpaint_shared.settings import Settings
 
@@ -120,7 +121,13 @@ class LocalFarm:
 
     def _redis(self) -> dict[str, str]:
         if self.plan.settings.source("redis_url"):
-            self._add(Part(name="Redis", where=f"{self.plan.settings.redis_url.shown} (yours)", child=None))
+            self._add(
+                Part(
+                    name="Redis",
+                    where=f"{self.plan.settings.redis_url.shown} {self._yours('redis_url')}",
+                    child=None,
+                )
+            )
             return {}
         redis = services.start_redis(self.data / "redis", log=self._log("redis"))
         self._add(
@@ -131,7 +138,8 @@ class LocalFarm:
     def _s3(self) -> dict[str, str]:
         settings = self.plan.settings
         if settings.source("s3_endpoint_url") or settings.source("s3_access_key"):
-            where = f"{settings.s3_endpoint_url or 'Amazon S3'}, bucket {settings.s3_bucket} (yours)"
+            yours = self._yours("s3_endpoint_url" if settings.s3_endpoint_url else "s3_access_key")
+            where = f"{settings.s3_endpoint_url or 'Amazon S3'}, bucket {settings.s3_bucket} {yours}"
             self._add(Part(name="S3", where=where, child=None))
             return {}
         s3 = services.start_s3(self.data / "s3", settings.s3_bucket, log=self._log("s3"))
@@ -141,6 +149,10 @@ class LocalFarm:
             "s3_access_key": s3.access_key,
             "s3_secret_key": s3.secret_key,
         }
+
+    def _yours(self, setting: str) -> str:
+        """Who named a service that was there before: seldom, another farm of this folder."""
+        return f"(yours: {self.plan.settings.source(setting)})"
 
     def _worker(self, registry: Path | None) -> None:
         name = self._worker_name
@@ -160,11 +172,19 @@ class LocalFarm:
         self._add(Part(name=WORKER, where=where, child=child))
         with Farm(self.settings) as farm:
             known = {record.id for record in farm.workers() if not record.name.startswith(name)}
-            children.wait_ready(
-                child,
-                lambda: any(record.catalogue for record in farm.workers() if record.id not in known),
-                timeout_s=READY_S,
-            )
+
+            def answers() -> bool:
+                new = [record for record in farm.workers() if record.id not in known and record.features]
+                if any(not _models(record) for record in new):
+                    raise ServiceError(
+                        f"the worker can load none of the {models}.\n{child.said()}",
+                        fix="correct models.toml: docs/models.md",
+                    )
+                return bool(new)
+
+            children.wait_ready(child, answers, timeout_s=READY_S)
+        for fault in child.faults():
+            self.say(f"  worker: {fault}")
 
     def _flower(self) -> None:
         port = services.free_ports(1)[0]
@@ -281,6 +301,11 @@ def _need_worker() -> None:
             f"`overpaint up` needs {', '.join(missing)}, which is not installed",
             fix="pip install 'overpaint[worker,local]'",
         )
+
+
+def _models(record: WorkerRecord) -> list[object]:
+    """The models that a worker could read, which may be fewer than those it was told to serve."""
+    return [entry["name"] for entry in record.catalogue if entry.get("kind") == "model"]
 
 
 def _script(name: str) -> str:

@@ -51,7 +51,7 @@ def lock(path: Path) -> int:
             f"a farm runs in {path.parent} already (process {owner})",
             field="--data",
             value=str(path.parent),
-            fix="use that one, stop it with Ctrl-C, or name another folder",
+            fix="use that one, stop it with Ctrl-C, or run this in another folder",
         ) from None
     os.truncate(handle, 0)
     os.write(handle, f"{os.getpid()}\n".encode())

@@ -227,6 +227,23 @@ def test_stopping_says_what_it_waits_for_and_a_second_ctrl_c_gives_it_back(
     assert drained[1] - drained[0] < timedelta(seconds=GRACE_S)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--registry", "models.toml"), "models.sd15.path: sd15: there is no such file or folder"),
+        (("--device", "cuda:99"), "there is no device"),
+    ],
+)
+def test_a_worker_that_cannot_render_is_told_at_the_start_in_a_few_lines(
+    options: tuple[str, ...], said: str, folder: Path, servers_given: Environment
+) -> None:
+    (folder / "models.toml").write_text('[models.sd15]\nfamily = "sd"\npath = "nope.safetensors"\n')
+    ended = typed(folder, servers_given, "up", *options)
+    assert ended.returncode == 3, ended.stderr
+    assert ended.stderr.count(said) == 1
+    assert len(ended.stderr.splitlines()) < 10
+
+
 def test_servers_that_are_given_are_used_and_left_running(
     folder: Path, servers_given: Environment, redis_client: redis.Redis
 ) -> None:
