@@ -53,7 +53,7 @@ setup_install() {
     pip=".venv/bin/python -m pip --disable-pip-version-check install --progress-bar off"
     setup_step "installing $TORCH" $pip "$TORCH"
     # --no-deps: the lock is complete, and pip would look for torch in it.
-    setup_step "installing what requirements.lock names" $pip --no-deps --require-hashes -r requirements.lock
+    setup_step "installing what requirements.lock names (some minutes)" $pip --no-deps --require-hashes -r requirements.lock
     setup_step "installing Overpaint" $pip --no-deps --no-build-isolation --editable .
 }
 
