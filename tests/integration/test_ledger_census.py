@@ -52,10 +52,17 @@ def test_totals_stay_when_records_are_swept(redis_url: str) -> None:
     assert counted(books.moves())["failed", "sd15", ""] == 1
 
 
-def test_a_queue_tells_its_depth_age_runners_and_rate(redis_url: str) -> None:
+def render(books: Ledger, client: redis.Redis, name: str, took_s: float) -> None:
+    """A job that ran for so long, by turning back what the ledger noted of its start."""
+    token = books.claim(name, "w1").token
+    client.hincrbyfloat("op:pace:since", "sd15", -took_s)
+    books.finish(name, token, Done({}))
+
+
+def test_a_queue_tells_its_depth_age_runners_and_rate(redis_url: str, redis_client: redis.Redis) -> None:
     books = ledger(redis_url, window=1)
     books.submit([job(name) for name in "abcd"])  # most of them have no message
-    books.finish("a", books.claim("a", "w1").token, Done({}))
+    render(books, redis_client, "a", 10)
     books.claim("b", "w1")
     (queue,) = books.queues()
     assert (queue.model, queue.depth, queue.running) == ("sd15", 2, 1)
@@ -64,6 +71,32 @@ def test_a_queue_tells_its_depth_age_runners_and_rate(redis_url: str) -> None:
     assert queue.per_s is not None
     assert 0 < queue.per_s <= 0.1  # one job, at least ten seconds
     assert queue.eta_s == queue.depth / queue.per_s
+
+
+def test_a_pause_does_not_slow_a_queue_down(redis_url: str, redis_client: redis.Redis) -> None:
+    books = ledger(redis_url)
+    books.submit([job(name) for name in "abcd"])
+    render(books, redis_client, "a", 4)
+    (made,) = redis_client.keys("op:pace:[0-9]*")
+    earlier = f"op:pace:{int(made.decode().rpartition(':')[2]) - 50}"
+    redis_client.rename(made, earlier)  # more than eight minutes ago
+    render(books, redis_client, "b", 4)
+    (queue,) = books.queues()
+    assert queue.per_s is not None
+    assert 0.2 < queue.per_s <= 0.25  # two jobs in eight seconds
+
+
+def test_jobs_that_run_together_share_their_seconds(redis_url: str, redis_client: redis.Redis) -> None:
+    books = ledger(redis_url)
+    books.submit([job(name) for name in "ab"])
+    tokens = {name: books.claim(name, "w1").token for name in "ab"}
+    redis_client.hincrbyfloat("op:pace:since", "sd15", -10)
+    for name, token in tokens.items():
+        books.finish(name, token, Done({}))
+    (queue,) = books.queues({"sd15"})
+    assert queue.per_s is not None
+    assert 0.15 < queue.per_s <= 0.2
+    assert not redis_client.exists("op:pace:since", "op:pace:leased:sd15")
 
 
 def test_a_served_model_has_a_queue_without_jobs(redis_url: str) -> None:

@@ -6,6 +6,7 @@ costs the same with ten jobs and with a million.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from overpaint_shared.ledger.records import Count, JobRecord, Place, QueueState
@@ -65,20 +66,30 @@ def _time(client: Client) -> float:
 
 
 def _rates(client: Client) -> dict[str, float]:
-    """Jobs per second of each model, since the first that ended in the last ten minutes."""
     at = _time(client)
     newest = int(at // PACE_SLICE_S)
-    slices = range(newest - PACE_SLICES + 1, newest + 1)
     with client.pipeline(transaction=False) as pipe:
-        for number in slices:
+        for number in range(newest - PACE_SLICES + 1, newest + 1):
             pipe.hgetall(f"op:pace:{number}")
-        rows = pipe.execute()
-    ended, since = Counter[str](), dict[str, float]()
-    for number, row in zip(slices, rows, strict=True):
-        for model, jobs in row.items():
-            ended[model] += int(jobs)
-            since.setdefault(model, number * PACE_SLICE_S)
-    return {model: jobs / max(PACE_SLICE_S, at - since[model]) for model, jobs in ended.items()}
+        pipe.hgetall("op:pace:since")
+        *slices, busy = pipe.execute()
+    return rates(slices, {model: max(0.0, at - float(since)) for model, since in busy.items()})
+
+
+def rates(slices: Iterable[Mapping[str, str]], running_s: Mapping[str, float]) -> dict[str, float]:
+    """Jobs of each model that ended, per second in which any of them ran.
+
+    Pauses do not count, so a farm that was idle is as fast as it was before. `slices`: what `op:pace:<slice>`
+    holds. `running_s`: seconds since a model's jobs, which still run, were last told there.
+    """
+    ended, seconds = Counter[str](), dict(running_s)
+    for field, value in chain.from_iterable(row.items() for row in slices):
+        model, bar, _ = field.partition("|")
+        if bar:
+            seconds[model] = seconds.get(model, 0.0) + int(value) / 1e6
+        else:
+            ended[model] += int(value)
+    return {model: jobs / seconds[model] for model, jobs in ended.items() if seconds.get(model)}
 
 
 def place(client: Client, record: JobRecord) -> Place | None:

@@ -343,7 +343,7 @@ class QueueState:
     """How long the oldest has waited; None: nothing waits."""
     running: int
     per_s: float | None
-    """Jobs that ended per second, over the last ten minutes; None: none did."""
+    """Jobs that ended per second in which any ran, over the last ten minutes; None: none did."""
 
     @property
     def eta_s(self) -> float | None:

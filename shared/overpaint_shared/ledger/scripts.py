@@ -24,7 +24,7 @@ PRIORITY_SEPARATOR: Final = "\x06\x16"
 
 PACE_SLICE_S: Final = 10
 PACE_SLICES: Final = 60
-"""The rate of a queue is that of the last PACE_SLICES * PACE_SLICE_S seconds."""
+"""The rate of a queue is that of the last PACE_SLICES * PACE_SLICE_S seconds, its pauses left out."""
 
 NAMES: Final = (
     "submit",

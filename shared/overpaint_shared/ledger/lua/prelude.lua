@@ -10,7 +10,9 @@
 --   op:tokens:<owner> hash token -> job           op:token          the fencing counter, never reset
 --   op:census         hash <state>|<model>|<method> -> records there now
 --   op:moves          hash <state>|<model>|<method> -> how many ever came there, never reset
---   op:pace:<slice>   hash model -> jobs that ended in these PACE_SLICE_S seconds after they ran
+--   op:pace:<slice>   hash of these PACE_SLICE_S seconds: <model> -> jobs that ended after they ran,
+--                     <model>|busy -> microseconds, told here, in which any of the model's jobs ran
+--   op:pace:leased:<model> zset by since when it runs; op:pace:since hash model -> from when on that is not told yet
 
 local FIELDS = {'state', 'owner', 'model', 'priority', 'class', 'title', 'created', 'since', 'group', 'submit_token',
   'digest', 'token', 'attempt', 'crashes', 'lost', 'worker', 'worker_name', 'claimed_by', 'excluded', 'unable_since',
@@ -72,10 +74,25 @@ local function count_in(job, to)
   redis.call('HINCRBY', 'op:moves', kind_of(to, job), 1)
 end
 
-local function count_pace(job, at)
+local function pace_slice(at, command, field, more)
   local slice = string.format('op:pace:%d', math.floor(at / PACE_SLICE_S))
-  redis.call('HINCRBY', slice, job.model, 1)
+  redis.call(command, slice, field, more)
   redis.call('EXPIRE', slice, PACE_SLICE_S * (PACE_SLICES + 1))
+end
+
+-- A job begins or ceases to run. Only seconds in which jobs ran say how fast they are rendered: a pause is no work.
+local function count_busy(job, at, runs)
+  local since, leased = redis.call('HGET', 'op:pace:since', job.model), 'op:pace:leased:' .. job.model
+  if since then
+    local told = string.format('%.0f', 1e6 * math.max(0, at - tonumber(since)))
+    pace_slice(at, 'HINCRBY', job.model .. '|busy', told)
+  end
+  if runs then redis.call('ZADD', leased, at, job.id) else redis.call('ZREM', leased, job.id) end
+  if redis.call('ZCARD', leased) > 0 then
+    redis.call('HSET', 'op:pace:since', job.model, seconds(at))
+  else
+    redis.call('HDEL', 'op:pace:since', job.model)
+  end
 end
 
 local function wait(job, at)
@@ -117,7 +134,8 @@ local function move(job, to, at, keep_s)
   redis.call('ZADD', 'op:state:' .. to, job.created, job.id)
   count_out(job)
   count_in(job, to)
-  if LEASED[job.state] and TERMINAL[to] then count_pace(job, at) end
+  if LEASED[job.state] ~= LEASED[to] then count_busy(job, at, LEASED[to]) end
+  if LEASED[job.state] and TERMINAL[to] then pace_slice(at, 'HINCRBY', job.model, 1) end
   if job.state == 'queued' then
     leave_lane(job)
     redis.call('ZREM', 'op:queued:' .. job.model, job.id)
