@@ -24,15 +24,16 @@ def test_validate_needs_no_farm(bare: Shell) -> None:
     assert (result.code, result.out, result.err) == (0, "job.json: ok\n", "")
 
 
-def test_validate_notes_each_picture_that_submit_would_refuse(bare: Shell) -> None:
+def test_validate_refuses_each_picture_that_submit_would_refuse(bare: Shell) -> None:
     (bare.folder / "text.png").write_text("no picture")
     mask = {"from": "image", "image": "text.png"}
     (bare.folder / "a.json").write_text(json.dumps(job(source={"image": "gone.png"}, mask=mask)))
     result = bare.overpaint("validate", "a.json")
-    assert (result.code, result.out) == (0, "a.json: ok\n")
-    assert "note: source.image: gone.png is not there" in result.err
-    assert "note: mask.image: text.png is not there, or is no picture" in result.err
-    assert str(bare.folder) in result.err
+    assert (result.code, result.out) == (1, "")
+    assert "source.image: cannot read gone.png: No such file" in result.err
+    assert "mask.image: text.png is not a picture" in result.err
+    (told,) = bare.overpaint("validate", "a.json", "--json").lines
+    assert (told["ok"], told["error"]["code"], told["error"]["field"]) == (False, "input", "source.image")
 
 
 def test_validate_refuses_a_mask_of_another_size(bare: Shell) -> None:
@@ -46,6 +47,7 @@ def test_validate_refuses_a_mask_of_another_size(bare: Shell) -> None:
 
 
 def test_validate_tells_all_problems_of_all_files(bare: Shell) -> None:
+    (bare.folder / "photo.png").write_bytes(png())
     (bare.folder / "a.json").write_text(json.dumps(job(sampling={"steps": "many", "seed": -1})))
     (bare.folder / "b.json").write_text("{")
     result = bare.overpaint("validate", "a.json", "missing.json", "b.json", "job.json")
@@ -62,6 +64,7 @@ def test_validate_tells_all_problems_of_all_files(bare: Shell) -> None:
 
 
 def test_validate_asks_the_farms_workers_when_told_to(shell: Shell, hand: Hand) -> None:
+    (shell.folder / "photo.png").write_bytes(png())
     (shell.folder / "other.json").write_text(json.dumps(job(model="tinny")))
     assert shell.overpaint("validate", "other.json").code == 0
     result = shell.overpaint("validate", "other.json", "--farm")

@@ -41,6 +41,7 @@ def test_convert_prints_a_job_that_validates_with_its_mistakes(bare: Shell) -> N
     converted = bare.overpaint("convert", "workflow.json", *MAP)
     assert (converted.code, converted.err) == (0, "")
     (bare.folder / "job.json").write_text(converted.out)
+    (bare.folder / "photo.png").write_bytes((bare.folder / "input" / "photo.png").read_bytes())
     checked = bare.overpaint("validate", "job.json", "--json")
     (row,) = checked.lines
     assert (checked.code, row["ok"]) == (0, True)

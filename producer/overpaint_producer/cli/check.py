@@ -19,13 +19,14 @@ from overpaint_producer.cli.context import (
     say,
 )
 from overpaint_producer.cli.workflows import importer, workflow_options
-from overpaint_shared.errors import EXIT_DONE, EXIT_USAGE, SpecError
+from overpaint_shared.errors import EXIT_DONE, InputError, SpecError
 
 if TYPE_CHECKING:
     from overpaint_producer.jobfiles import Draft
     from overpaint_producer.workflow.drafts import Importer
     from overpaint_shared.catalogue import SpecWarning
     from overpaint_shared.job import JobSpec
+    from overpaint_shared.setting_views import Limits
 
 
 @click.command(
@@ -54,16 +55,17 @@ def validate(
     """Check job files without submitting them.
 
     FILE is as for submit. Checks the spec and the operator's limits, and tells known mistakes; of the
-    pictures only the headers are read. Exit 2 if any job is wrong; all problems of all files are told.
+    pictures only the headers are read. Exit 2 if any job is wrong, 1 if only a picture cannot be used; all
+    problems of all files are told.
     """
-    wrong = 0
+    code = EXIT_DONE
     with context.farm() if with_farm else nullcontext() as farm:
         catalogue = farm.catalogue() if farm is not None else None
         check = _checker(context, catalogue)
         workflows = importer(model_map, input_dir, lambda: catalogue, may_guess=True)
         for outcome in _drafts(files, workflows):
-            wrong += not _tell(outcome, check, as_json=as_json)
-    return EXIT_USAGE if wrong else EXIT_DONE
+            code = max(code, _tell(outcome, check, as_json=as_json))
+    return code
 
 
 Check = Callable[["Draft"], "tuple[SpecWarning, ...]"]
@@ -86,24 +88,29 @@ def _checker(context: Context, catalogue: object) -> Check:
             warnings = ()  # the only one is that no worker was asked
         sizes, defaults = sizes_of(spec, draft.folder), asked.defaults(spec.model)
         check_sizes(spec, sizes, draft.where)
-        return (
-            *warnings,
-            *_unread(spec, draft.folder, sizes),
-            *lint(spec, defaults=defaults, source_size=sizes.get(spec.source.image)),
-        )
+        _check_unread(spec, draft.folder, sizes, limits)
+        return (*warnings, *lint(spec, defaults=defaults, source_size=sizes.get(spec.source.image)))
 
     return checked
 
 
-def _unread(spec: "JobSpec", folder: Path, sizes: Mapping[str, tuple[int, int]]) -> "Iterator[SpecWarning]":
-    """The pictures that `submit` would refuse; not an error here, where they need not be there yet."""
-    from overpaint_shared.catalogue import SpecWarning
+def _check_unread(
+    spec: "JobSpec", folder: Path, sizes: Mapping[str, tuple[int, int]], limits: "Limits"
+) -> None:
+    """Refuse the pictures that `submit` refuses, in its words; those of `sizes` are known to be pictures."""
+    from overpaint_producer.pictures import read_picture
     from overpaint_shared.job import reference_kind
 
+    errors = []
     for field, reference in spec.image_refs():
         if reference_kind(reference) == "path" and reference not in sizes:
-            fix = f"name a PNG, JPEG, WebP or TIFF by a path from {folder.resolve()}"
-            yield SpecWarning(path=field, message=f"{reference} is not there, or is no picture", fix=fix)
+            try:
+                read_picture(folder / reference, limits, field)
+            except InputError as error:
+                errors.append(error)
+    if errors:
+        first, others = errors[0], "".join(f"; {error}" for error in errors[1:])
+        raise InputError(first.message + others, field=first.field, value=first.value, fix=first.fix)
 
 
 def _drafts(files: Sequence[str], workflows: "Importer") -> Iterator["Draft | SpecError"]:
@@ -119,9 +126,9 @@ def _drafts(files: Sequence[str], workflows: "Importer") -> Iterator["Draft | Sp
             yield error
 
 
-def _tell(outcome: "Draft | SpecError", check: Check, *, as_json: bool) -> bool:
-    """Print what a check says; whether the job is right."""
-    error: SpecError | None = None
+def _tell(outcome: "Draft | SpecError", check: Check, *, as_json: bool) -> int:
+    """Print what a check says; the exit code that it asks for."""
+    error: SpecError | InputError | None = None
     warnings: tuple[SpecWarning, ...] = ()
     where = ""
     if isinstance(outcome, SpecError):
@@ -130,7 +137,7 @@ def _tell(outcome: "Draft | SpecError", check: Check, *, as_json: bool) -> bool:
         where = outcome.where
         try:
             warnings = check(outcome)
-        except SpecError as problem:
+        except (SpecError, InputError) as problem:
             error = problem
     if as_json:
         told = [str(warning) for warning in warnings]
@@ -148,7 +155,7 @@ def _tell(outcome: "Draft | SpecError", check: Check, *, as_json: bool) -> bool:
         click.echo(f"{where}: ok")
         for warning in warnings:
             say(f"overpaint: note: {warning}")
-    return error is None
+    return error.exit_code if error else EXIT_DONE
 
 
 @click.command(
