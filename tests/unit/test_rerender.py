@@ -6,14 +6,16 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from overpaint_shared.errors import InputError
 from overpaint_shared.settings import Limits
-from overpaint_worker.rerender import LARGEST_RECEIPT, compare, find_inputs, read_receipt
+from overpaint_worker.rerender import LARGEST_RECEIPT, compare, find_inputs, in_words, read_receipt
 
 DATA = b"bytes that stand for a picture"
 
@@ -49,6 +51,48 @@ def test_the_pictures_are_found_by_their_digest_whatever_they_are_called(tmp_pat
     (tmp_path / "other.bin").write_bytes(DATA)
     read = read_receipt(written(tmp_path, receipt()))
     assert find_inputs(read, [tmp_path]) == {"photo.png": DATA}
+
+
+def test_the_working_folder_is_looked_in_for_the_names_that_the_job_gave_alone(tmp_path: Path) -> None:
+    out, work = tmp_path / "out", tmp_path / "work"
+    out.mkdir()
+    work.mkdir()
+    read = read_receipt(written(out, receipt()))
+    (work / "other.png").write_bytes(DATA)
+    with pytest.raises(InputError, match=r"the picture photo\.png .* is not in .*out, .*work") as caught:
+        find_inputs(read, [out], named_in=work)
+    assert caught.value.fix is not None
+    assert "--inputs" in caught.value.fix
+    (work / "photo.png").write_bytes(DATA[::-1])
+    with pytest.raises(InputError, match="is not in"):
+        find_inputs(read, [out], named_in=work)
+    (work / "photo.png").write_bytes(DATA)
+    assert find_inputs(read, [out], named_in=work) == {"photo.png": DATA}
+
+
+@pytest.mark.parametrize(
+    ("passes", "deterministic", "change", "told"),
+    [
+        ({"2": 5}, False, 1, "by up to 1 level, as is normal for a job rendered in company"),
+        ({"2": 5}, False, 2, "by up to 2 levels"),
+        ({"1": 5}, False, 1, "by up to 1 level"),
+        ({"2": 5}, True, 1, "by up to 1 level"),
+    ],
+)
+def test_a_level_that_company_costs_is_said_to_be_normal(
+    tmp_path: Path, passes: dict[str, int], deterministic: bool, change: int, told: str
+) -> None:
+    old = receipt(evaluations={"by_company": passes})
+    old["spec"]["sampling"]["deterministic"] = deterministic
+    Image.new("RGB", (2, 2), (9, 9, 9)).save(tmp_path / "image.png")
+    made = BytesIO()
+    Image.new("RGB", (2, 2), (9 + change, 9, 9)).save(made, "PNG")
+    new = json.dumps(receipt(picture={"name": "image.png", "pixels_sha256": "1" * 64})).encode()
+    about = compare(read_receipt(written(tmp_path, old)), {"receipt.json": new, "image.png": made.getvalue()})
+    words = in_words(about)
+    assert told in words
+    assert ("normal" in words) == ("normal" in told)
+    assert words.endswith(told) or "normal" in told
 
 
 def pipe(folder: Path) -> Path:

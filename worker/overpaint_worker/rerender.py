@@ -55,7 +55,8 @@ wrong, 130 interrupted.
 @registry_option
 @click.option(
     "--inputs", "folders", type=click.Path(exists=True, file_okay=False, path_type=Path), multiple=True,
-    help="Folder to look for the job's pictures in; can be repeated. The receipt's own is always looked in.",
+    help="Folder to look for the job's pictures in; can be repeated. The receipt's own is always looked in, "
+    "and the working folder for the names that the receipt has.",
 )  # fmt: skip
 @device_option
 @threads_option
@@ -78,11 +79,11 @@ def rerender(  # noqa: PLR0917 - click calls it by name
     """Render a receipt's job again, and say whether the picture is the same.
 
     RECEIPT is a receipt.json, or a PNG that carries one. The job's pictures are found by their SHA-256, among
-    the files beside the receipt and in the folders of --inputs.
+    the files beside the receipt and in the folders of --inputs, and in the working folder by their names.
     """
     quiet_logs(as_json=as_json)
     read = read_receipt(receipt)
-    inputs = find_inputs(read, [receipt.parent, *folders])
+    inputs = find_inputs(read, [receipt.parent, *folders], named_in=Path())
     options = engine_options(registry, device, threads)
     with bar(show=not quiet and not as_json) as show:
         done = render_here(read.spec, inputs, options, show)
@@ -136,14 +137,17 @@ def _text(path: Path) -> str:
     return data.decode()
 
 
-def find_inputs(receipt: Receipt, folders: Sequence[Path]) -> dict[str, bytes]:
+def find_inputs(
+    receipt: Receipt, folders: Sequence[Path], *, named_in: Path | None = None
+) -> dict[str, bytes]:
     """The job's pictures, each known by its digest, whatever it is called.
 
+    `named_in`: a folder with other files in it too, of which only those are read that the job named.
     Raises `InputError`: one is in none of the folders, or too large.
     """
     known = set(receipt.inputs.values())
     found: dict[str, bytes] = {}
-    for path in _candidates(receipt, folders):
+    for path in _candidates(receipt, folders, named_in):
         if len(found) == len(known):
             break
         if path.stat().st_size in receipt.sizes:
@@ -153,17 +157,17 @@ def find_inputs(receipt: Receipt, folders: Sequence[Path]) -> dict[str, bytes]:
                 found[digest] = data
     for reference, sha256 in receipt.inputs.items():
         if sha256 not in found:
-            where = ", ".join(map(str, folders))
+            where = ", ".join(map(str, folders if named_in is None else [*folders, named_in]))
             raise InputError(
-                f"the picture with the SHA-256 {sha256} is not in {where}", field="inputs", value=reference,
-                fix=NAME_FOLDER,
+                f"the picture {reference} (SHA-256 {sha256}) is not in {where}", field="inputs",
+                value=reference, fix=NAME_FOLDER,
             )  # fmt: skip
     return {reference: found[sha256] for reference, sha256 in receipt.inputs.items()}
 
 
-def _candidates(receipt: Receipt, folders: Sequence[Path]) -> Iterator[Path]:
+def _candidates(receipt: Receipt, folders: Sequence[Path], named_in: Path | None) -> Iterator[Path]:
     """What the job called its pictures comes first, then all files of the folders."""
-    for folder in folders:
+    for folder in [*folders, *([] if named_in is None else [named_in])]:
         named = (folder / reference for reference in receipt.inputs if "://" not in reference)
         yield from (path for path in named if path.is_file())
     for folder in folders:
@@ -173,15 +177,16 @@ def _candidates(receipt: Receipt, folders: Sequence[Path]) -> Iterator[Path]:
 def compare(receipt: Receipt, files: Mapping[str, bytes]) -> dict[str, Any]:
     """Whether the new picture is the receipt's, and what is known of the difference.
 
-    `same`; `pixels_sha256` of both; `changed`: parts of the receipt that differ and may be why; with the old
-    picture beside the receipt `largest_change` (8-bit levels) and `changed_share`, or `not_compared`: why it
-    cannot be read.
+    `same`; `pixels_sha256` of both; `company`: the old one's passes held other jobs, which may cost a level;
+    `changed`: parts of the receipt that differ and may be why; with the old picture beside the receipt
+    `largest_change` (8-bit levels) and `changed_share`, or `not_compared`: why it cannot be read.
     """
     new = json.loads(files["receipt.json"])
     same = new["picture"]["pixels_sha256"] == receipt.pixels
     about: dict[str, Any] = {
         "same": same,
         "pixels_sha256": {"before": receipt.pixels, "now": new["picture"]["pixels_sha256"]},
+        "company": _in_company(receipt),
         "changed": [part for part in _COMPARED if receipt.whole.get(part) != new.get(part)],
     }
     old = receipt.folder / receipt.name
@@ -192,6 +197,14 @@ def compare(receipt: Receipt, files: Mapping[str, bytes]) -> dict[str, Any]:
         except InputError as error:
             about["not_compared"] = str(error)
     return about
+
+
+def _in_company(receipt: Receipt) -> bool:
+    """Whether the old picture's passes held other jobs, which only a `deterministic` job's bits do not show."""
+    match receipt.whole.get("evaluations"):
+        case {"by_company": Mapping() as passes} if not receipt.spec.sampling.deterministic:
+            return any(jobs != "1" for jobs in passes)
+    return False
 
 
 def _difference(before: bytes, now: bytes) -> dict[str, Any]:
@@ -217,7 +230,11 @@ def in_words(about: Mapping[str, Any]) -> str:
     words = "another picture"
     if "largest_change" in about:
         share, largest = about["changed_share"], about["largest_change"]
-        words += f": {share:.2%} of the pixels differ, by up to {largest:g} levels"
+        words += (
+            f": {share:.2%} of the pixels differ, by up to {largest:g} level{'s' if largest != 1 else ''}"
+        )
+        if about["company"] and largest <= 1:
+            words += ", as is normal for a job rendered in company that is not `deterministic`"
     if "not_compared" in about:
         words += f"; how much it differs is not known: {about['not_compared']}"
     if about["changed"]:
