@@ -256,7 +256,17 @@ def test_any_bytes_parse_or_raise_a_spec_error(data: bytes | str) -> None:
     ("text", "says"),
     [
         ("", "not JSON"),
-        ('{"version": 1,}', "line 1, column 15"),
+        (
+            '{"version": 1,}',
+            "last entry, which JSON does not have, line 1, column 14",
+        ),
+        (
+            '{"a": [1,\n 2\t,\n\n ]}',
+            "last entry, which JSON does not have, line 2, column 4",
+        ),
+        ('{"a": 1, // why\n "b": 2}', "a comment, which JSON does not have, line 1, column 10"),
+        ('{\n "a": 1}\n /* why */', "a comment, which JSON does not have, line 3, column 2"),
+        ('{"a": "// no comment",, "b": 1}', "line 1, column 23"),
         ("[1]", "not an object"),
         ('{"prompt": "a", "prompt": "b"}', 'the key "prompt" twice'),
         ('{"source": {"image": "a", "image": "b"}}', 'the key "image" twice'),

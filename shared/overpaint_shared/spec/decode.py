@@ -1,12 +1,15 @@
 """From bytes to JSON text that is safe to validate: of bounded size, every key once, every number finite."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NoReturn
 
 from overpaint_shared.errors import Problem, SpecError, shorten
 
 LARGEST_SPEC_BYTES: Final = 256 * 1024
+_LAST_COMMA: Final = re.compile(r",\s*[}\]]")
+"""Where newer versions of Python's parser stop."""
 
 
 class _DuplicateKeyError(ValueError):
@@ -60,12 +63,7 @@ def _check(text: str, where: str) -> None:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_not_finite)
         text.encode()
     except json.JSONDecodeError as error:
-        line = text.splitlines()[error.lineno - 1].strip() if text.strip() else ""
-        _fail(
-            where,
-            f"is not JSON: {error.msg}, line {error.lineno}, column {error.colno}",
-            given=shorten(line, 80) if line else None,
-        )
+        _broken(error, text, where)
     except _DuplicateKeyError as error:
         _fail(where, f"has the key {error} twice in one object", allowed="each key once")
     except _NotFiniteError as error:
@@ -77,6 +75,24 @@ def _check(text: str, where: str) -> None:
         _fail(where, f"cannot be read: {shorten(str(error).split(';')[0])}")
     if not isinstance(value, dict):
         _fail(where, "is not an object", given=shorten(value, 80), allowed='an object, {"version": 1, ...}')
+
+
+def _broken(error: json.JSONDecodeError, text: str, where: str) -> NoReturn:
+    """Name the place that must change: of a comma too many that comma, which the parser stops behind."""
+    at, message = error.pos, error.msg
+    before = text[:at].rstrip()
+    if text.startswith(("//", "/*", "#"), at):
+        message = "it holds a comment, which JSON does not have"
+    elif (before.endswith(",") and text[at : at + 1] in {"}", "]"}) or _LAST_COMMA.match(text, at):
+        at = at if text[at : at + 1] == "," else len(before) - 1
+        message = "a comma stands after the last entry, which JSON does not have"
+    lines = text[:at].split("\n")
+    line = text.split("\n")[len(lines) - 1].strip()
+    _fail(
+        where,
+        f"is not JSON: {message}, line {len(lines)}, column {len(lines[-1]) + 1}",
+        given=shorten(line, 80) if line else None,
+    )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
