@@ -200,7 +200,7 @@ def compare(receipt: Receipt, files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _in_company(receipt: Receipt) -> bool:
-    """Whether the old picture's passes held other jobs, which only a `deterministic` job's bits do not show."""
+    """Whether the old picture's passes held other jobs, and its bits may tell, not being `deterministic`."""
     match receipt.whole.get("evaluations"):
         case {"by_company": Mapping() as passes} if not receipt.spec.sampling.deterministic:
             return any(jobs != "1" for jobs in passes)
