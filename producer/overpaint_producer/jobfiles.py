@@ -15,6 +15,9 @@ from overpaint_shared.errors import SpecError
 
 MAX_DRAFT_BYTES = 4 << 20  # never held in memory beyond this; the spec's own limit is lower and says more
 
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"II*\0", b"MM\0*")
+"""How files begin that are no jobs: PNG, JPEG, WebP, GIF and TIFF."""
+
 Raw = bytes | dict[str, Any]
 
 
@@ -68,7 +71,13 @@ def _parts(file: BinaryIO, where: str, folder: Path, *, lines: bool) -> Iterator
     if lines:
         yield from _lines(file, where, folder)
     else:
-        yield Draft(data=_limited(file.read(MAX_DRAFT_BYTES + 1), where), folder=folder, where=where)
+        data = file.read(MAX_DRAFT_BYTES + 1)
+        if data.startswith(_PICTURES):
+            raise SpecError(
+                f"{where} is a picture, not a job",
+                fix="name the JSON file whose source.image names the picture",
+            )
+        yield Draft(data=_limited(data, where), folder=folder, where=where)
 
 
 def _lines(file: BinaryIO, where: str, folder: Path) -> Iterator[Draft]:

@@ -115,8 +115,20 @@ def _unknown_key(place: _Place, key: str) -> Problem:
         message="is not a key that is known here",
         given=shorten(key, _LONGEST_GIVEN),
         allowed=", ".join(known) or None,
-        suggestion=nearest(key, known),
+        suggestion=_deeper(place.model, key) or nearest(key, known),
     )
+
+
+def _deeper(model: type[BaseModel] | None, key: str) -> str | None:
+    """`sampling.denoise` for `denoise`: the one plain part of an object that has the key."""
+    fields = model.model_fields if model else {}
+    parts = {field.alias or name: _bare(field.annotation) for name, field in fields.items()}
+    found = [
+        f"{name}.{key}"
+        for name, part in parts.items()
+        if isinstance(part, type) and issubclass(part, BaseModel) and _field(part, key) is not None
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _unknown_tag(path: str, kind: str, context: Mapping[str, Any]) -> Problem:

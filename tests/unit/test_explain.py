@@ -55,6 +55,12 @@ def test_an_unknown_key_names_the_nearest_key_of_its_own_object() -> None:
     assert only({"prepare": [{"op": "scale", "width": 1, "hight": 2, "height": 2}]}).suggestion == "height"
 
 
+def test_a_key_that_belongs_one_level_down_is_told_with_its_path() -> None:
+    problem = only({"denoise": 0.5})
+    assert (problem.path, problem.suggestion) == ("denoise", "sampling.denoise")
+    assert only({"cgf": 3}).suggestion != "sampling.cgf"
+
+
 def test_an_unknown_tag_lists_the_tags_with_the_nearest_and_nothing_else() -> None:
     problem = only({"prepare": [{"op": "crop", "width": 1, "height": 1}, {"op": "scaleby", "factor": "x"}]})
     assert problem.path == "prepare[1].op"

@@ -62,6 +62,12 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
         list(read(str(tmp_path), NOTHING))
 
 
+def test_a_picture_is_told_from_a_job(tmp_path: Path) -> None:
+    (tmp_path / "scene.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(SpecError, match=r"scene\.png is a picture, not a job"):
+        list(read(str(tmp_path / "scene.png"), NOTHING))
+
+
 def test_patterns_are_expanded_and_names_with_brackets_kept(tmp_path: Path) -> None:
     for name in ("b.json", "a.json", "[x].json"):
         (tmp_path / name).write_text("{}")

@@ -1,5 +1,6 @@
 """The `overpaint` command. Each command's module is imported when the command runs, so that help is quick."""
 
+import difflib
 import importlib
 import importlib.util
 import json
@@ -82,6 +83,18 @@ class LazyGroup(click.Group):
             command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
             return command if isinstance(command, click.Command) else None
         return worker_command(cmd_name) if cmd_name in WORKER_COMMANDS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Click's, but a name that is not one comes with the nearest that is."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0][:100], self.list_commands(ctx), n=1)
+            if not near:
+                raise
+            raise click.UsageError(f"{error.message.rstrip('.')}. Did you mean {near[0]}?", ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """The table of commands, nothing imported."""
