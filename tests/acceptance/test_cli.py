@@ -3,13 +3,17 @@
 import json
 import re
 import signal
+import socket
 import threading
 import urllib.request
+from pathlib import Path
+
+import pytest
 
 from overpaint_producer.client import Farm
 from overpaint_shared.errors import MaskError
 from overpaint_shared.ledger import JobState
-from tests.acceptance.commands import Shell
+from tests.acceptance.commands import Shell, environment
 from tests.integration.hand import Hand, job, png, spec_of
 from tests.waiting import wait_until
 
@@ -316,3 +320,24 @@ def test_replay_queues_a_failed_job_again(shell: Shell, farm: Farm, hand: Hand) 
     again = shell.overpaint("replay", submitted.id)
     assert again.code != 0
     assert "only a failed or dead job" in again.err
+
+
+def test_a_command_that_is_almost_one_is_told_with_the_nearest(tmp_path: Path) -> None:
+    result = Shell(tmp_path, environment()).overpaint("sumbit", "job.json")
+    assert (result.code, result.out) == (2, "")
+    assert "No such command 'sumbit'. Did you mean submit?" in result.err
+
+
+def test_a_folder_whose_farm_has_stopped_says_how_to_start_it(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", 6379)) == 0:
+            pytest.skip("a Redis of somebody's listens at the default address")
+    shell = Shell(tmp_path, environment() | {"HOME": str(tmp_path)})
+    told = "the farm of this folder is not running"
+    assert told not in shell.overpaint("jobs").err
+    (tmp_path / "overpaint-data").mkdir()
+    result = shell.overpaint("jobs")
+    assert result.code == 3
+    assert told in result.err
+    assert "./up" in result.err
+    assert told not in shell.overpaint("jobs", "--redis-url", "redis://127.0.0.1:1/0").err

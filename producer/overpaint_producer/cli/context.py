@@ -52,10 +52,26 @@ class Context:
     @contextmanager
     def farm(self) -> Iterator["Farm"]:
         """The farm, connected."""
-        from overpaint_producer.client import Farm
-
-        with Farm.connect(self.settings()) as farm:
+        with _connected(self.settings()) as farm:
             yield farm
+
+
+def _connected(settings: "Settings") -> "Farm":
+    """The farm; where nobody said where it is, and this folder had one, that it has stopped."""
+    from pathlib import Path
+
+    from overpaint_producer.client import Farm
+    from overpaint_shared.errors import LedgerUnreachable
+
+    try:
+        return Farm.connect(settings)
+    except LedgerUnreachable as error:
+        if settings.source("redis_url") is not None or not Path("overpaint-data").is_dir():
+            raise
+        raise LedgerUnreachable(
+            "the farm of this folder is not running", field=error.field, value=error.value,
+            fix="start it with ./up, or with overpaint up",
+        ) from error  # fmt: skip
 
 
 class FarmOption(click.Option):
