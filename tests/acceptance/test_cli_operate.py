@@ -3,6 +3,7 @@
 import json
 import signal
 import urllib.request
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -81,6 +82,10 @@ def test_workers_lists_those_that_live(shell: Shell, farm: Farm, hand: Hand) -> 
     assert "hand@here" in shell.overpaint("workers").out
     (worker,) = shell.overpaint("workers", "--json").lines
     assert (worker["name"], worker["models"]) == ("hand@here", ["tiny"])
+    (record,) = farm.workers()
+    others = ({"kind": "controlnet", "name": "canny"}, {"kind": "segmenter", "name": "clipseg"})
+    farm.ledger.announce(replace(record, catalogue=(*record.catalogue, *others)))
+    assert "hand@here also has controlnets canny; segmenters clipseg\n" in shell.overpaint("workers").out
     farm.ledger.retire(hand.id)
     none = shell.overpaint("workers")
     assert (none.code, none.out) == (0, "")

@@ -16,11 +16,14 @@ from overpaint_producer.cli.context import (
     say,
     table,
 )
+from overpaint_shared.errors import visible
 
 if TYPE_CHECKING:
     from overpaint_shared.ledger import WorkerRecord
 
 GIB = 1 << 30
+KINDS = ("controlnet", "segmenter")
+"""Kinds of registry entries that are shown beside the models."""
 
 
 @click.command(epilog=examples(("overpaint workers --json | jq -r .models[]", "which models are served")))
@@ -39,6 +42,17 @@ def workers(context: Context, *, as_json: bool) -> None:
     else:
         head = ("NAME", "DEVICE", "BUSY", "SPEED", "LOADED", "MEMORY", "UP", "MODELS")
         table([_row(worker) for worker in found], head)
+        for worker in found:
+            if more := _more(worker):
+                click.echo(visible(f"{worker.name} also has {more}"))
+
+
+def _more(worker: "WorkerRecord") -> str:
+    """`controlnets a b; segmenters c`: what jobs may name beside a model."""
+    names: dict[str, list[str]] = {}
+    for entry in worker.catalogue:
+        names.setdefault(str(entry.get("kind")), []).append(str(entry.get("name")))
+    return "; ".join(f"{kind}s {' '.join(sorted(names[kind]))}" for kind in KINDS if kind in names)
 
 
 def _row(worker: "WorkerRecord") -> tuple[object, ...]:
