@@ -98,3 +98,11 @@ def test_the_pause_before_a_restart_grows_to_half_a_minute(crashes: int, pause: 
     for _ in range(crashes):
         barren.ended(watch())
     assert barren.pause_s == pause
+
+
+def test_the_end_of_an_attempt_before_leaves_the_one_that_runs_under_watch() -> None:
+    w = watch(ready=True, jobs={"a": InFlight(sent_at=0.0, token=2)})
+    w.over("a", 1)
+    assert w.suspects() == {"a"}
+    w.over("a", 2)
+    assert w.suspects() == frozenset()

@@ -1,6 +1,4 @@
-"""When is an engine hung, whom does a crash count against, and when is the device at fault? Pure rules, no
-clock.
-"""
+"""When is an engine hung, whom does a crash count against, when is the device at fault? It reads no clock."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,6 +17,8 @@ class InFlight:
     """A job that the engine has, as its messages tell."""
 
     sent_at: float
+    token: int = 0
+    """Of the attempt: a worker may get a job back while the engine still ends the attempt before."""
     alone: bool = False
     stage: str | None = None
     since: float = 0.0
@@ -34,8 +34,7 @@ class Watch:
     """What one engine process does, told by its messages. All times are of one monotonic clock, in seconds.
 
     The engine's word for a unit of work is its deadline, so that a load may take minutes and a step may not.
-    Where it
-    names none although it has jobs, `answer_s` since its last word is the deadline.
+    Where it names none although it has jobs, `answer_s` since its last word is the deadline.
     """
 
     started_at: float
@@ -75,6 +74,11 @@ class Watch:
             flight.stage, flight.since = stage, now
         self.steps += stage == "denoise" and step > 0
 
+    def over(self, job: str, token: int) -> None:
+        """The engine has answered for an attempt."""
+        if (flight := self.jobs.get(job)) is not None and flight.token == token:
+            del self.jobs[job]
+
     def hang(self, now: float) -> str | None:
         """In words, what has taken longer than it may; None if nothing has."""
         if not self.ready:
@@ -93,8 +97,7 @@ class Watch:
         """The jobs a crash counts against: those in the unit of work and on the CPU threads.
 
         If that is none, then those it has told of, and if that is none too, all: else a job that kills the
-        engine
-        before a word of it would never be found.
+        engine before a word of it would never be found.
         """
         at_work = set(self._unit_jobs) if self._unit != IDLE else set()
         at_work |= {job for job, flight in self.jobs.items() if flight.on_cpu}
@@ -106,9 +109,8 @@ class Watch:
 class Barren:
     """Counts crashes with no step of any job since the engine before; three of them are the device's fault.
 
-    A job that already runs alone because of an earlier crash explains its own: it is given up by the
-    ledger's count,
-    and must not take a healthy worker with it.
+    A job that already runs alone because of an earlier crash explains its own: it is given up by the ledger's
+    count, and must not take a healthy worker with it.
     """
 
     count: int = 0
@@ -131,7 +133,5 @@ class Barren:
 
     @property
     def pause_s(self) -> float:
-        """How long to wait before the next start: 0 after a crash that came out of work, then 1, 2, 4 ...
-        seconds.
-        """
+        """Seconds to wait before the next start: 0 after a crash that came out of work, then 1, 2, 4 ..."""
         return 0.0 if self.in_a_row <= 1 else min(LONGEST_PAUSE_S, 2.0 ** (self.in_a_row - 2))

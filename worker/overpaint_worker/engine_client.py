@@ -117,7 +117,7 @@ class EngineClient:
                 future.set_result(Gone(EngineDied("the engine was not up"), counted=False))
                 return future
             self._futures[job.job, job.token] = future
-            process.watch.jobs[job.job] = InFlight(sent_at=time.monotonic(), alone=job.alone)
+            process.watch.jobs[job.job] = InFlight(sent_at=time.monotonic(), token=job.token, alone=job.alone)
             process.send(frame)
         return future
 
@@ -230,7 +230,7 @@ class EngineClient:
         with self._lock:
             future = self._futures.pop((answer.job, answer.token), None)
             if future and self._process:
-                self._process.watch.jobs.pop(answer.job, None)
+                self._process.watch.over(answer.job, answer.token)
         if future:
             future.set_result(answer)
 
