@@ -39,77 +39,50 @@ def typed(error: Exception, where: str) -> OverpaintError | None:
     # A pipeline's error begins with its command, which holds a job's words.
     text = str(error).rsplit("of pipeline caused error: ", 1)[-1]
     if isinstance(error, AuthenticationError) or "NOAUTH" in text or "WRONGPASS" in text:
-        return LedgerUnreachable(
-            f"Redis at {where} refuses the password",
-            field="redis_url",
-            value=where,
-            fix="put user and password into the URL: redis://user:password@host:port/0",
-        )
+        fix = "put user and password into the URL: redis://user:password@host:port/0"
+        return _away("refuses the password", where, fix)
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
         return unreachable(text, where)
     if isinstance(error, NoPermissionError) or "ACL failure in script" in text:
-        return _denied(text, where)
+        fix = "give the user the rights that docs/security.md lists"
+        return _away(f"denies its user a command: {text}", where, fix)
     return _refused(error, text, where) if isinstance(error, ResponseError) else None
 
 
 def unreachable(why: str, where: str) -> LedgerUnreachable:
     """Redis at `where` does not answer."""
-    return LedgerUnreachable(
-        f"Redis at {where} does not answer: {why}",
-        field="redis_url",
-        value=where,
-        fix="start Redis there, or a whole farm with `overpaint up`; of one that runs, name the "
-        "configuration file (--config overpaint-data/farm.toml), or set OVERPAINT_REDIS_URL",
+    fix = (
+        "start Redis there, or a whole farm with `overpaint up`; of one that runs, name the "
+        "configuration file (--config overpaint-data/farm.toml), or set OVERPAINT_REDIS_URL"
     )
+    return _away(f"does not answer: {why}", where, fix)
 
 
 def _refused(error: ResponseError, text: str, where: str) -> OverpaintError | None:
     if "used memory > 'maxmemory'" in text:
-        return LedgerFull(
-            f"Redis at {where} has reached its maxmemory",
-            field="redis_url",
-            value=where,
-            fix="raise maxmemory, or wait until jobs have ended and expired",
+        return _full(
+            "has reached its maxmemory", where, "raise maxmemory, or wait until jobs have ended and expired"
         )
     if "MISCONF" in text:
-        return LedgerFull(
-            f"Redis at {where} cannot write its data to disk: {text}",
-            field="redis_url",
-            value=where,
-            fix="free disk space on its host",
-        )
+        return _full(f"cannot write its data to disk: {text}", where, "free disk space on its host")
     if isinstance(error, MasterDownError) or _NO_WRITES.search(text):
-        return LedgerUnreachable(
-            f"Redis at {where} takes no writes now: {text}",
-            field="redis_url",
-            value=where,
-            fix="see its log; a primary waits for its replicas, or a script keeps it busy",
-        )
+        fix = "see its log; a primary waits for its replicas, or a script keeps it busy"
+        return _away(f"takes no writes now: {text}", where, fix)
     if isinstance(error, ClusterError) or _CLUSTER.search(text):
-        return LedgerUnreachable(
-            f"Redis at {where} is a Redis Cluster, which is not supported",
-            field="redis_url",
-            value=where,
-            fix="use one Redis primary, with replicas if you like",
-        )
+        fix = "use one Redis primary, with replicas if you like"
+        return _away("is a Redis Cluster, which is not supported", where, fix)
     # The client takes the word off an answer, but not where a script's error quotes it.
     if isinstance(error, ReadOnlyError) or "READONLY" in text:
-        return LedgerUnreachable(
-            f"Redis at {where} is a read-only replica",
-            field="redis_url",
-            value=where,
-            fix="point OVERPAINT_REDIS_URL at the primary",
-        )
+        return _away("is a read-only replica", where, "point OVERPAINT_REDIS_URL at the primary")
     return None
 
 
-def _denied(text: str, where: str) -> OverpaintError:
-    return LedgerUnreachable(
-        f"Redis at {where} denies its user a command: {text}",
-        field="redis_url",
-        value=where,
-        fix="give the user the rights that docs/security.md lists",
-    )
+def _away(what: str, where: str, fix: str) -> LedgerUnreachable:
+    return LedgerUnreachable(f"Redis at {where} {what}", field="redis_url", value=where, fix=fix)
+
+
+def _full(what: str, where: str, fix: str) -> LedgerFull:
+    return LedgerFull(f"Redis at {where} {what}", field="redis_url", value=where, fix=fix)
 
 
 @contextmanager
