@@ -7,7 +7,7 @@ from typing import Any
 
 from overpaint_shared.catalogue import INPAINT_CHANNELS
 from overpaint_shared.errors import UnsupportedError
-from overpaint_shared.offers import Catalogue, Kind, ModelTraits
+from overpaint_shared.offers import Catalogue, ModelTraits
 
 FOLDER = Path(__file__).parent
 SCENE, MASK = FOLDER / "scene.png", FOLDER / "mask.png"
@@ -53,7 +53,7 @@ def _with_base(base: ModelTraits, catalogue: Catalogue) -> Iterator[Shot]:
         )  # fmt: skip
     yield _shot("vae-encode-inpaint", "VAE Encode (for Inpainting)", base, {"kind": "vae_encode_inpaint"})
     yield _shot("latent-noise-mask", "Set Latent Noise Mask", base, {"kind": "latent_noise_mask"})
-    if net := _fitting(base, catalogue, "controlnet"):
+    if net := _inpainting_net(base, catalogue):
         method = {"kind": "controlnet_inpaint", "controlnet": net}
         yield _shot("controlnet-inpaint", "ControlNet Inpaint", base, method)
 
@@ -67,11 +67,11 @@ def _with_words(base: ModelTraits, catalogue: Catalogue) -> Iterator[Shot]:
         yield _shot("clipseg", f'CLIPSeg "{WORD}"', base, {"kind": "latent_noise_mask"}, mask=mask)
 
 
-def _fitting(base: ModelTraits, catalogue: Catalogue, kind: Kind) -> str | None:
+def _inpainting_net(base: ModelTraits, catalogue: Catalogue) -> str | None:
     """The first inpainting ControlNet made for such a model, told by its name."""
     for traits in catalogue.entries():
         alike = traits.family == base.family and traits.context_width == base.context_width
-        if traits.kind == kind and alike and "inpaint" in traits.name:
+        if traits.kind == "controlnet" and alike and "inpaint" in traits.name:
             return traits.name
     return None
 
