@@ -4,6 +4,9 @@
 # Passwords come from the environment: OVERPAINT_REDIS_{PRODUCER,WORKER,MONITOR,OPERATOR}_PASSWORD. One that is
 # missing, short, or like another's is refused. Only their SHA-256 is written, to $OVERPAINT_ACL_FILE (default
 # /run/valkey/users.acl), anew at each start. They are kept from the server's own environment.
+#
+# The user `default` is off and has no password, so nobody can log in as it. It has all rights because the server
+# replays its append-only file as this user: with fewer rights the server would drop what the file holds.
 set -eu
 here=$(dirname -- "$0")
 acl=${OVERPAINT_ACL_FILE:-/run/valkey/users.acl}
