@@ -1,22 +1,41 @@
 """Runs a real worker as tests want it: its engine's program is another, everything else as
 `overpaint-worker` does.
+
+With `argv` the worker is started by that command line, as typed; without, by `WorkerOptions`.
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from overpaint_shared.settings import Settings
-from overpaint_worker import logs
-from overpaint_worker.main import run
+from overpaint_worker import logs, main
 from overpaint_worker.options import WorkerOptions
 
-if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
+
+def typed(argv: list[str], **fixed: Any) -> None:
+    """Run the command, with options that its command line has not."""
+    main.WorkerOptions = partial(WorkerOptions, **fixed)  # type: ignore[misc,assignment]
+    sys.argv = ["overpaint-worker", *argv]
+    main.main()
+
+
+def made(given: dict[str, Any]) -> None:
+    """Run a worker with these options."""
     logs.configure(as_json=True)
     given["registry"] = Path(given["registry"])
     given["models"] = tuple(given["models"])
     given["warm"] = tuple(given.get("warm", ()))
-    if "engine" in given:
-        given["engine"] = tuple(given["engine"])
-    run(WorkerOptions(**given), Settings.load())
+    main.run(WorkerOptions(**given), Settings.load())
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    if "engine" in asked:
+        asked["engine"] = tuple(asked["engine"])
+    if "argv" in asked:
+        typed(**asked)
+    else:
+        made(asked)

@@ -102,7 +102,10 @@ class TestFarm:
     __test__ = False
 
     settings: Settings
+    """The test's own side: a producer's."""
     folder: Path
+    worker_settings: Settings | None = None
+    """What workers are given; without, the same."""
     workers: list[WorkerProcess] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -113,9 +116,10 @@ class TestFarm:
 
     def environment(self) -> dict[str, str]:
         """The settings, as a process gets them."""
-        store = self.settings.store()
+        settings = self.worker_settings or self.settings
+        store = settings.store()
         given = {
-            "redis_url": str(self.settings.redis_url),
+            "redis_url": str(settings.redis_url),
             "s3_endpoint_url": store.endpoint_url,
             "s3_bucket": store.bucket,
             "s3_access_key": store.access_key,
@@ -131,8 +135,16 @@ class TestFarm:
             "unable_after_s",
             "window",
         ):
-            given[name] = str(getattr(self.settings, name))
+            given[name] = str(getattr(settings, name))
         return {f"OVERPAINT_{name.upper()}": value for name, value in given.items() if value}
+
+    def given(self, models: Sequence[str], registry: Path | None, **options: Any) -> dict[str, Any]:
+        """What `run_worker.py` is asked for."""
+        return {"device": "cpu", "models": list(models), "registry": str(registry or "none"), **options}
+
+    def surroundings(self) -> dict[str, str]:
+        """The environment beside the settings."""
+        return dict(os.environ)
 
     def start(
         self,
@@ -144,14 +156,14 @@ class TestFarm:
         """Start a worker; with a registry it has the real engine."""
         number = len(self.workers)
         log, journal = self.folder / f"worker-{number}.log", self.folder / f"engine-{number}.jsonl"
-        given = {"device": "cpu", "models": list(models), "registry": str(registry or "none"), **options}
+        given = self.given(models, registry, **options)
         if registry is None:
             given["engine"] = [sys.executable, fake_engine.__file__]
         with log.open("wb") as out:
             popen = subprocess.Popen(
                 guarded([sys.executable, str(RUN_WORKER), json.dumps(given)]),
                 cwd=REPOSITORY,
-                env=os.environ
+                env=self.surroundings()
                 | self.environment()
                 | {fake_engine.JOURNAL: str(journal), "OMP_NUM_THREADS": "1"}
                 | (environment or {}),

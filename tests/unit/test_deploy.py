@@ -10,10 +10,8 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sysconfig
-from configparser import RawConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +21,13 @@ import yaml
 
 from overpaint_producer.cli import cli
 from overpaint_worker.main import command as overpaint_worker
+from tests.compose import new_passwords, read_unit, worker_env
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 STORING_S = 15
 """What a worker gets beyond its grace to store what is done and give the rest back."""
-
-
-def passwords() -> dict[str, str]:
-    made = subprocess.run([DEPLOY / "new-env"], capture_output=True, text=True, check=True).stdout
-    return dict(line.split("=", 1) for line in made.splitlines())
 
 
 def compose(environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
@@ -48,7 +42,7 @@ def compose(environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
 
 
 def services(**environment: str) -> dict[str, Any]:
-    done = compose(passwords() | environment)
+    done = compose(new_passwords() | environment)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout)["services"])
 
@@ -58,13 +52,7 @@ SERVICES = services()
 
 def worker_host(tmp_path: Path, env: str = "") -> dict[str, Any]:
     """The services of a host that has a worker alone, as `deploy/worker-env` and `worker.yml` make them."""
-    (tmp_path / "deploy").mkdir()
-    shutil.copy(DEPLOY / "worker-env", tmp_path / "deploy")
-    (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in passwords().items()) + env)
-    told = subprocess.run(
-        [tmp_path / "deploy" / "worker-env", "10.0.0.1"], capture_output=True, text=True, check=True
-    )
-    (tmp_path / "worker.env").write_text(told.stdout)
+    (tmp_path / "worker.env").write_text(worker_env(tmp_path, "10.0.0.1", new_passwords(), env))
     done = subprocess.run(
         [SCRIPTS / "docker-compose", "--env-file", tmp_path / "worker.env", "-f", DEPLOY / "worker.yml",
          "config", "--format", "json"],
@@ -110,13 +98,6 @@ def commands() -> list[tuple[str, list[str]]]:
         (line,) = re.findall(r"^CMD (.*)$", image.read_text(), re.MULTILINE)
         found.append((image.name, json.loads(line)))
     return found
-
-
-def read_unit(path: Path) -> RawConfigParser:
-    parsed = RawConfigParser(strict=False)
-    parsed.optionxform = str  # type: ignore[assignment,method-assign]
-    parsed.read(path)
-    return parsed
 
 
 def options_of(command: click.Command) -> set[str]:
@@ -206,16 +187,16 @@ def test_systemd_asks_only_the_worker_to_stop() -> None:
 # Compose
 
 
-@pytest.mark.parametrize("name", passwords())
+@pytest.mark.parametrize("name", new_passwords())
 def test_a_missing_password_is_refused_with_what_to_do(name: str) -> None:
-    refused = compose(passwords() | {name: ""})
+    refused = compose(new_passwords() | {name: ""})
     assert refused.returncode != 0
     assert name in refused.stderr
     assert "deploy/new-env" in refused.stderr
 
 
 def test_passwords_are_new_at_each_call_and_no_two_are_alike() -> None:
-    made = [*passwords().items(), *passwords().items()]
+    made = [*new_passwords().items(), *new_passwords().items()]
     secret = [value for name, value in made if name != "OVERPAINT_S3_ACCESS_KEY"]
     assert len(set(secret)) == len(secret)
     assert all(re.fullmatch(r"[0-9a-f]{48}", value) for value in secret), "they go into URLs as they are"
@@ -273,7 +254,7 @@ def test_only_this_machine_reaches_the_ports_unless_asked_otherwise() -> None:
 
 
 def test_each_service_gets_the_password_of_its_role_alone() -> None:
-    mine = passwords()
+    mine = new_passwords()
     given = services(**mine)
     roles = {name: "WORKER" for name in given if name.startswith("worker-")}
     roles |= {"flower": "MONITOR", "metrics": "MONITOR", "cli": "PRODUCER"}
@@ -308,7 +289,7 @@ def test_a_laptop_needs_no_gpu_and_no_models() -> None:
     done = subprocess.run(
         [SCRIPTS / "docker-compose", "-f", ROOT / "docker-compose.yml", "--env-file", os.devnull,
          "--profile", "cpu", "config", "--format", "json"],
-        env={"PATH": os.environ["PATH"]} | passwords(),
+        env={"PATH": os.environ["PATH"]} | new_passwords(),
         capture_output=True,
         text=True,
         check=True,

@@ -1,0 +1,28 @@
+"""The farm as shipped: a job goes through it, and its roles are refused nothing that they need."""
+
+from overpaint_shared.ledger import JobState
+from tests.shipped import Shipped, ShippedFarm
+
+
+def test_a_job_goes_through_the_farm_as_shipped(shipped: Shipped, shipped_farm: ShippedFarm) -> None:
+    worker = shipped_farm.start().ready()
+    assert "OVERPAINT_REDIS_WORKER_PASSWORD" in shipped_farm.surroundings()
+    (job_id,) = shipped_farm.submit(shipped_farm.spec())
+    record = shipped_farm.until(job_id, JobState.DONE)
+    assert record.worker_name is not None
+    assert record.worker_name.startswith("gpu0@")
+    with shipped.redis.client() as client:
+        users = {each["user"] for each in client.client_list()}
+        assert client.info()["valkey_version"].startswith("8.")
+        assert client.config_get("maxmemory") == {"maxmemory": str(2 * 1024**3)}
+    assert users == {"producer", "worker", "operator"}
+    assert shipped.redis.denied() == set()
+    worker.terminate()
+    assert worker.wait() == 0
+
+
+def test_a_server_can_be_frozen_and_thawed(own_redis: Shipped) -> None:
+    own_redis.redis.freeze()
+    assert not own_redis.redis.answers()
+    own_redis.redis.thaw()
+    assert own_redis.redis.answers()
