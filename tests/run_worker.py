@@ -17,6 +17,8 @@ from overpaint_worker.options import WorkerOptions
 
 def typed(argv: list[str], **fixed: Any) -> None:
     """Run the command, with options that its command line has not."""
+    if passed := fixed.pop("engine_env", None):
+        argv = [*argv, "--engine-env", ",".join(passed)]
     main.WorkerOptions = partial(WorkerOptions, **fixed)  # type: ignore[misc,assignment]
     sys.argv = ["overpaint-worker", *argv]
     main.main()
@@ -27,14 +29,14 @@ def made(given: dict[str, Any]) -> None:
     logs.configure(as_json=True)
     given["registry"] = Path(given["registry"])
     given["models"] = tuple(given["models"])
-    given["warm"] = tuple(given.get("warm", ()))
     main.run(WorkerOptions(**given), Settings.load())
 
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    if "engine" in asked:
-        asked["engine"] = tuple(asked["engine"])
+    for name in ("warm", "engine", "engine_env"):
+        if name in asked:
+            asked[name] = tuple(asked[name])
     if "argv" in asked:
         typed(**asked)
     else:

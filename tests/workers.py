@@ -159,6 +159,8 @@ class TestFarm:
         given = self.given(models, registry, **options)
         if registry is None:
             given["engine"] = [sys.executable, fake_engine.__file__]
+            told = [fake_engine.JOURNAL, *(environment or {})]
+            given["engine_env"] = [name for name in told if name.startswith("FAKE_ENGINE")]
         with log.open("wb") as out:
             popen = subprocess.Popen(
                 guarded([sys.executable, str(RUN_WORKER), json.dumps(given)]),

@@ -32,6 +32,9 @@ def options(**changes: Any) -> WorkerOptions:
         ({"grace_s": float("inf")}, "--grace"),
         ({"name": "a b"}, "--name"),
         ({"name": "a@b"}, "--name"),
+        ({"engine_env": ("A B",)}, "--engine-env"),
+        ({"engine_env": ("OVERPAINT_REDIS_URL",)}, "--engine-env"),
+        ({"engine_env": ("AWS_SECRET_ACCESS_KEY",)}, "--engine-env"),
     ],
 )
 def test_a_wrong_option_is_refused_by_its_name(changes: dict[str, Any], field: str) -> None:

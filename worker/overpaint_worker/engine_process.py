@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -24,7 +24,22 @@ from overpaint_worker.protocol import (
     decode,
 )
 
-SECRET_VARIABLES = ("OVERPAINT_REDIS_URL", "OVERPAINT_S3_ACCESS_KEY", "OVERPAINT_S3_SECRET_KEY")
+PASSED = (
+    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TERM", "NO_COLOR", "FORCE_COLOR", "TMPDIR",
+    "TEMP", "TMP", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD", "GLIBC_TUNABLES", "XDG_CACHE_HOME",
+    "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TRANSFORMERS_CACHE",
+    "GPU_MAX_HW_QUEUES",
+)  # fmt: skip
+PASSED_PREFIXES = (
+    "LC_", "PYTHON", "MALLOC_", "CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "NCCL_", "HIP_", "HSA_", "ROCR_",
+    "ROCM_", "ROCBLAS_", "MIOPEN_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "BLIS_", "ONEDNN_",
+    "DNNL_", "ATEN_",
+    "TORCH_", "TORCHINDUCTOR_", "PYTORCH_", "TRITON_",
+)  # fmt: skip
+"""What the engine needs of its worker's environment: its interpreter, its device's driver, its libraries."""
+
+SECRET_WORDS = ("SECRET", "TOKEN", "PASSW", "CREDENTIAL", "AUTH", "KEY")
+"""A name with one of these is passed only where the operator names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +113,20 @@ class EngineProcess:
                 return
 
 
-def engine_environment(visible_devices: str) -> dict[str, str]:
-    """The engine's environment: pinned to its device before torch is imported, and without the farm's
-    secrets.
+def engine_environment(visible_devices: str, more: Collection[str] = ()) -> dict[str, str]:
+    """The engine's environment: pinned to its device before torch is imported.
+
+    It holds only what an engine needs, and `more`, the names that the operator adds. So no secret of the farm
+    gets in, whatever variable it came in.
     """
-    kept = {k: v for k, v in os.environ.items() if k not in SECRET_VARIABLES and not k.startswith("AWS_")}
+    kept = {name: value for name, value in os.environ.items() if name in more or _is_passed(name)}
     return kept | {"CUDA_VISIBLE_DEVICES": visible_devices}
+
+
+def _is_passed(name: str) -> bool:
+    if any(word in name.upper() for word in SECRET_WORDS):
+        return False
+    return name in PASSED or name.startswith(PASSED_PREFIXES)
 
 
 def status_in_words(status: int) -> str:

@@ -72,6 +72,11 @@ SIGTERM or Ctrl-C: finish what runs within the grace, give the rest back. A seco
     help="Where the digests of weights are remembered between starts.",
 )
 @click.option(
+    "--engine-env",
+    metavar="NAME,...",
+    help="Variables that the engine process gets, too; it gets those of its libraries and no secrets.",
+)
+@click.option(
     "--metrics-port",
     type=click.IntRange(0, 65_535),
     metavar="PORT",
@@ -97,6 +102,7 @@ def command(  # noqa: PLR0917  # click gives them by name
     name: str | None,
     threads: int,
     hashes: Path | None,
+    engine_env: str | None,
     metrics_port: int | None,
     metrics_host: str,
     json_logs: bool,
@@ -128,6 +134,7 @@ def command(  # noqa: PLR0917  # click gives them by name
         threads=threads,
         hashes=hashes,
         warm=_warm_names(warm, names),
+        engine_env=_names(engine_env or ""),
         metrics_host=metrics_host,
         metrics_port=metrics_port,
     )

@@ -257,6 +257,6 @@ def _launch(options: WorkerOptions, limits: Limits) -> Launch:
     )
     return Launch(
         argv=[*options.engine, *engine.argv()],
-        environment=engine_environment(options.visible_devices()),
+        environment=engine_environment(options.visible_devices(), options.engine_env),
         answer_s=options.answer_s,
     )

@@ -13,6 +13,8 @@ from overpaint_worker.cycle import SWITCH_AFTER_S
 ALL_DEVICES = "all"
 CPU = "cpu"
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_FARMS_OWN = ("OVERPAINT_", "AWS_", "REDIS")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_SLOTS = 256
 MAX_PORT = 65_535
@@ -20,6 +22,20 @@ MAX_PORT = 65_535
 
 def _default_engine() -> tuple[str, ...]:
     return (sys.executable, "-m", "overpaint_worker.engine")
+
+
+def _check_variable(name: str) -> None:
+    if not _VARIABLE.fullmatch(name):
+        raise SettingsError(
+            f"{name!r} is no name of a variable", field="--engine-env", value=name, fix="write NAME,NAME"
+        )
+    if name.startswith(_FARMS_OWN):
+        raise SettingsError(
+            f"{name} is a setting of the farm, which the engine must not have",
+            field="--engine-env",
+            value=name,
+            fix="leave it out",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +65,8 @@ class WorkerOptions:
     """Where the engine remembers the digests of weights, which take minutes to compute."""
     engine: tuple[str, ...] = field(default_factory=_default_engine)
     """The engine's program. Tests put another here."""
+    engine_env: tuple[str, ...] = ()
+    """Variables that the engine gets beside those that every engine needs."""
     answer_s: float = 60.0
     """Seconds without a word after which an engine that has jobs is taken for hung."""
 
@@ -72,6 +90,8 @@ class WorkerOptions:
             raise SettingsError(f"{self.slots} slots", field="--slots", fix=f"write 1 to {MAX_SLOTS}")
         if not 0 <= self.grace_s < float("inf"):
             raise SettingsError(f"{self.grace_s} seconds", field="--grace", fix="write 0 or more seconds")
+        for variable in self.engine_env:
+            _check_variable(variable)
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise SettingsError(
                 f"{self.name!r} is no name", field="--name", fix="letters, digits and . _ - only"
