@@ -15,6 +15,7 @@ from overpaint_shared.errors import ServiceError
 
 GUARD = Path(__file__).with_name("guard.py")
 POLL_S = 0.02
+_LONGEST_LINE = 4096  # of a log that is searched for complaints; a job's text may stand in it
 _FAULT = re.compile(r"\[(?:warning|error|critical) *\] (?P<event>.*?) +action=(?P<rest>.*)")
 _REASON = re.compile(r"""\berror=(?P<quote>['"])(?P<text>.*?)(?P=quote)(?: \w+=|$)""")
 
@@ -58,7 +59,7 @@ class Child:
 
     def faults(self) -> list[str]:
         """What its log complains of, each thing once, without times and keys; of a worker's console log."""
-        found = [_FAULT.search(line) for line in self._lines()]
+        found = [_FAULT.search(line[:_LONGEST_LINE]) for line in self._lines()]
         told = [_REASON.search(each["rest"]) or each for each in found if each]
         return list(dict.fromkeys(each.groupdict().get("text") or each["event"] for each in told))
 

@@ -163,6 +163,17 @@ def test_a_wrong_job_fails_by_itself_with_a_typed_error(tiny_registry, what):
     assert field is None or error.field == field
 
 
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_a_prompt_is_read_before_the_device_is_asked_for_anything(tiny_registry, field):
+    k = kitchen(tiny_registry)
+    k.conductor.submit(request("j", {**img2img(), field: "(" * 200 + "a" + ")" * 200}))
+    k.conductor.run_until_idle()
+    failed = k.ends()["j"]
+    assert (failed.kind, failed.error["code"]) == ("job", "job")
+    assert "64 deep" in failed.error["message"]
+    assert [m.stage for m in k.said if isinstance(m, p.Progress)] == ["prepare"]
+
+
 def test_a_bug_met_by_one_job_fails_that_job_only(tiny_registry, monkeypatch):
     whole = Trajectory.advance
 

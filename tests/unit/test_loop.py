@@ -140,6 +140,15 @@ def test_short_and_long_texts_meet_by_repetition_up_to_a_bound():
     assert drain(Loop(FixedLimits(16)), c, d) == ["c", "d"]  # 12 x 77 would be three times d's own length
 
 
+def test_texts_that_would_meet_only_at_an_absurd_length_are_evaluated_one_by_one():
+    model = Model()
+    a, b = job("a", model, steps=1, tokens=77 * 127), job("b", model, steps=1)
+    a.conditionings[0] = text(-0.5, 77 * 128)  # together they would have a million tokens
+    assert sorted(drain(Loop(FixedLimits(16)), a, b)) == ["a", "b"]
+    assert [p.text.shape[:2] for p in model.passes if p.rows == 1] == [(1, 77 * 128), (1, 77 * 127)]
+    assert torch.allclose(a.result, alone(name="a", steps=1), atol=1e-6)
+
+
 def test_rows_stand_negative_first_and_guidance_is_each_jobs_own():
     model = Model()
     a = job("a", model, steps=1, cfg=3.0)

@@ -1,9 +1,13 @@
+import math
+import re
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overpaint_shared.errors import JobError
-from overpaint_worker.engine.families.prompt import BLOCK, DEEPEST, Marks, blocks, stretches
+from overpaint_worker.engine.families.prompt import BLOCK, DEEPEST, MOST_BLOCKS, Marks, blocks, stretches
 
 MARKS = Marks(start=-1, end=-2, pad=-3)
 
@@ -128,3 +132,56 @@ def test_a_long_weighted_stretch_fills_the_block_and_goes_on_in_the_next() -> No
     assert payload(first.ids) == [*range(72), 100, 101, 102]
     assert payload(second.ids) == list(range(103, 108))
     assert second.weights[1:6] == (1.2,) * 5
+
+
+# ----------------------------------------------------------------------------- as prompts were always read
+
+
+def by_recursion(prompt: str) -> list[tuple[str, float]]:
+    """The same syntax, written for its rules and not for speed: each level is cut into pieces anew."""
+    return list(_weighted(re.findall(r"\\[()]|.", prompt, re.DOTALL), 1.0))
+
+
+def _weighted(symbols: list[str], weight: float) -> Iterator[tuple[str, float]]:
+    for piece in _pieces(symbols):
+        if len(piece) >= 2 and piece[0] == "(" and piece[-1] == ")":
+            yield from _weighted(*_explicit(piece[1:-1], weight))
+        elif piece:
+            yield "".join(symbol[-1] for symbol in piece), weight
+
+
+def _pieces(symbols: list[str]) -> Iterator[list[str]]:
+    """Cut before every outermost "(" and after the ")" that closes it."""
+    depth = start = 0
+    for i, symbol in enumerate(symbols):
+        depth += (symbol == "(") - (symbol == ")")
+        if symbol == "(" and depth == 1:
+            yield symbols[start:i]
+            start = i
+        elif symbol == ")" and depth == 0:
+            yield symbols[start : i + 1]
+            start = i + 1
+    yield symbols[start:]
+
+
+def _explicit(inner: list[str], weight: float) -> tuple[list[str], float]:
+    colon = max((i for i, symbol in enumerate(inner) if symbol == ":"), default=0)
+    number = "".join(inner[colon + 1 :])
+    form = r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*"
+    if colon > 0 and re.fullmatch(form, number) and math.isfinite(float(number)):
+        return inner[:colon], float(number)
+    return inner, weight * 1.1
+
+
+@given(st.text(alphabet="ab((())):1.e-\\ ", max_size=40))
+@settings(deadline=None, max_examples=2000)
+def test_one_pass_over_a_prompt_reads_what_cutting_each_level_reads(prompt: str) -> None:
+    assert [(stretch.text, stretch.weight) for stretch in stretches(prompt)] == by_recursion(prompt)
+
+
+def test_a_prompt_of_more_tokens_than_any_encoder_makes_sense_of_is_refused() -> None:
+    most = MOST_BLOCKS * (BLOCK - 2)
+
+    assert len(blocks(numbers(most), words, MARKS)) == MOST_BLOCKS
+    with pytest.raises(JobError, match=rf"more than {most} tokens"):
+        blocks(numbers(most + 1), words, MARKS)

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import structlog
 
-_URL_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/@\s]*@", re.IGNORECASE)
+_URL_PASSWORD = re.compile(r"(?<=[a-z0-9+.-])://[^/@\s]*@", re.IGNORECASE)
 _SECRET_NAMES = re.compile(r"password|secret|access_key|credential", re.IGNORECASE)
 _MASK = "***"
 
@@ -41,7 +41,7 @@ class Masker:
         """`text` without secrets."""
         for secret in self._secrets:
             text = text.replace(secret, _MASK)
-        return _URL_PASSWORD.sub(rf"\g<scheme>{_MASK}@", text)
+        return _URL_PASSWORD.sub(f"://{_MASK}@", text)
 
     def __call__(self, _logger: Any, _method: str, event: Event) -> Event:
         """Structlog's processor."""

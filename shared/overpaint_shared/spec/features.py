@@ -10,7 +10,8 @@ from overpaint_shared.spec.sampling import SAMPLERS, SCHEDULERS
 if TYPE_CHECKING:
     from overpaint_shared.job import JobSpec
 
-_WEIGHTED = re.compile(r"(?<!\\)\(.*(?<!\\)\)", re.DOTALL)
+_OPENED = re.compile(r"(?<!\\)\(")
+_CLOSED = re.compile(r"(?<!\\)\)")
 
 FEATURES: Final = frozenset(
     [f"sampler:{name}" for name in SAMPLERS]
@@ -65,7 +66,8 @@ def features(spec: "JobSpec") -> frozenset[str]:
 
 def has_weights(prompt: str) -> bool:
     r"""Whether the prompt holds parentheses that mean a weight: `(hat:1.3)`, `(hat)`; `\(` is a plain one."""
-    return _WEIGHTED.search(prompt) is not None
+    opened = _OPENED.search(prompt)
+    return opened is not None and _CLOSED.search(prompt, opened.end()) is not None
 
 
 def _mask_features(spec: "JobSpec") -> set[str]:

@@ -35,6 +35,9 @@ log = structlog.get_logger(__name__)
 LONGEST_REPEAT: Final = 2
 """Texts share a pass where their common length is at most this many times the longest of them."""
 
+LONGEST_MEETING: Final = 77 * 128
+"""Tokens at which texts of different lengths still meet; those of 127 and 128 blocks would at a million."""
+
 
 @dataclass(slots=True)
 class Turn:
@@ -152,8 +155,9 @@ class Loop:
         head = group[0]
         limit = self._row_limit(head)
         if len(rows) > limit:
-            parts = [rows[i : i + limit] for i in range(0, len(rows), limit)]
-            return torch.cat([self._denoise(group, part, turn) for part in parts])
+            return self._in_parts(group, rows, limit, turn)
+        if not _can_meet([row.conditioning.tokens for row in rows]):
+            return self._in_parts(group, rows, 1, turn)
         bucket = limit if head.deterministic else bucket_of(len(rows))
         try:
             return self._run(head, rows, bucket, turn)
@@ -162,6 +166,10 @@ class Loop:
                 raise
             self._make_room(group, bucket, error)
         return self._denoise(group, rows, turn)
+
+    def _in_parts(self, group: Sequence[Trajectory], rows: Sequence[Row], size: int, turn: Turn) -> Tensor:
+        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        return torch.cat([self._denoise(group, part, turn) for part in parts])
 
     def _run(self, head: Trajectory, rows: Sequence[Row], bucket: int, turn: Turn) -> Tensor:
         """One forward pass, timed."""
@@ -201,7 +209,11 @@ class Loop:
 
 
 def _may_meet(lengths: Sequence[int]) -> bool:
-    return common_tokens(lengths) <= LONGEST_REPEAT * max(lengths)
+    return common_tokens(lengths) <= LONGEST_REPEAT * max(lengths) and _can_meet(lengths)
+
+
+def _can_meet(lengths: Sequence[int]) -> bool:
+    return len(set(lengths)) == 1 or common_tokens(lengths) <= LONGEST_MEETING
 
 
 def _wait_for(device: torch.device) -> None:

@@ -24,6 +24,7 @@ from overpaint_shared.settings import Limits
 from overpaint_worker.engine.clipseg.findings import Findings, search, texts
 from overpaint_worker.engine.controls import Control
 from overpaint_worker.engine.entries import check_entries, named
+from overpaint_worker.engine.families.prompt import stretches
 from overpaint_worker.engine.faults import all_numbers
 from overpaint_worker.engine.methods import METHODS, Hint
 from overpaint_worker.engine.packing import Packed, pack
@@ -146,6 +147,8 @@ class Session:
         """
         with self._timed("prepare"):
             self._spec = resolve(parse_job(self.request.spec_json), self._house.models, self._house.limits)
+            for text in self._texts():
+                stretches(text)  # what cannot be read is refused before the device is asked for anything
             self._opened = open_pictures(self._spec, self.request.inputs, self._house.limits)
             if not texts(self._spec):
                 self._begin_with(None)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from overpaint_shared.errors import JobError
@@ -21,9 +22,15 @@ UNCUT_BELOW: Final = 8
 """A stretch of one weight with fewer tokens than this is not cut by the end of a block."""
 DEEPEST: Final = 64
 """Nested parentheses that are read; 64 bare pairs weigh 1.1^64 = 446 already."""
+KEPT: Final = 16
+"""Prompts that stay read: a few jobs' worth."""
+MOST_BLOCKS: Final = 128
+"""Blocks of one prompt: 9,600 tokens, twice what 20,000 characters of a plain language come to."""
 
 _SYMBOL = re.compile(r"\\[()]|.", re.DOTALL)
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
+_STOPS: Final = frozenset(":()")
+_NUMBER = re.compile(r"\s*+[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?\s*+")
+"""Gives nothing back once it is read: a number of thousands of digits takes no longer than its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,74 +58,127 @@ class Marks:
     pad: int
 
 
-def stretches(prompt: str) -> list[Stretch]:
+@lru_cache(maxsize=KEPT)
+def stretches(prompt: str) -> tuple[Stretch, ...]:
     """The prompt's words with their weights, in order. Parentheses that do not pair are plain text.
+
+    Takes time in proportion to the prompt's length. The last prompts are kept, so that a job's are read once:
+    on a CPU thread, while its pictures are prepared.
 
     Raises `JobError`: parentheses nest deeper than `DEEPEST`.
     """
-    return list(_weighted(_SYMBOL.findall(prompt), 1.0, 0))
+    reader = _Reader(_SYMBOL.findall(prompt))
+    reader.level(0, len(reader.symbols), 1.0, 0)
+    return tuple(reader.found)
 
 
-def _weighted(symbols: Sequence[str], weight: float, depth: int) -> Iterator[Stretch]:
-    if depth > DEEPEST:
-        raise JobError(
-            f"parentheses nest more than {DEEPEST} deep",
-            field="prompt", fix="write a weight as a number, (words:1.3)",
-        )  # fmt: skip
-    for piece in _pieces(symbols):
-        if len(piece) >= 2 and piece[0] == "(" and piece[-1] == ")":
-            inner, inner_weight = _explicit(piece[1:-1], weight)
-            yield from _weighted(inner, inner_weight, depth + 1)
-        elif piece:
-            yield Stretch("".join(symbol[-1] for symbol in piece), weight)
+class _Reader:
+    """Reads a prompt from left to right; each symbol is looked at in the one group that it stands in."""
+
+    def __init__(self, symbols: Sequence[str]) -> None:
+        self.symbols = symbols
+        self.found: list[Stretch] = []
+        self._ends = _ends(symbols)
+
+    def level(self, start: int, end: int, weight: float, depth: int) -> None:
+        """Read what stands between `start` and `end`, of one weight but for the groups inside."""
+        if depth > DEEPEST:
+            raise JobError(
+                f"parentheses nest more than {DEEPEST} deep",
+                field="prompt", fix="write a weight as a number, (words:1.3)",
+            )  # fmt: skip
+        at = text = start
+        while at < end:
+            if at not in self._ends:
+                at += 1
+                continue
+            self._words(text, at, weight)
+            close = self._close(at, end)
+            if close is None:
+                self._words(at, end, weight)
+                return
+            self._group(at + 1, close, weight, depth)
+            at = text = close + 1
+        self._words(text, end, weight)
+
+    def _close(self, at: int, end: int) -> int | None:
+        """Where the group ends that begins at `at`. One that stays open ends with the last symbol if that is a
+        ")"; else it is plain text.
+        """
+        if (close := self._ends[at]) < end:
+            return close
+        return end - 1 if self.symbols[end - 1] == ")" else None
+
+    def _group(self, start: int, end: int, weight: float, depth: int) -> None:
+        """Read `words:1.3`; without a number that is finite, all of it is words, at a bare pair's weight."""
+        colon = end - 1
+        while colon > start and self.symbols[colon] not in _STOPS:
+            colon -= 1
+        number = "".join(self.symbols[colon + 1 : end])
+        if colon > start and self.symbols[colon] == ":" and _is_finite(number):
+            self.level(start, colon, float(number), depth + 1)
+        else:
+            self.level(start, end, weight * BARE_PAIR, depth + 1)
+
+    def _words(self, start: int, end: int, weight: float) -> None:
+        if start < end:
+            text = "".join(symbol[-1] for symbol in self.symbols[start:end])
+            self.found.append(Stretch(text, weight))
 
 
-def _pieces(symbols: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Cut before every outermost "(" and after the ")" that closes it."""
-    depth = start = 0
-    for i, symbol in enumerate(symbols):
-        if symbol == "(":
-            if depth == 0:
-                yield symbols[start:i]
-                start = i
-            depth += 1
+def _ends(symbols: Sequence[str]) -> dict[int, int]:
+    """For the place of each "(" that begins a group the place of its ")"; the text's end for one that stays open.
+
+    A ")" without a partner is plain text, and so is the next "(" that stands in no group.
+    """
+    ends: dict[int, int] = {}
+    opened: list[int] = []
+    surplus = 0
+    for at, symbol in enumerate(symbols):
+        if symbol == "(" and (opened or not surplus):
+            opened.append(at)
+            ends[at] = len(symbols)
+        elif symbol == "(":
+            surplus -= 1
+        elif symbol == ")" and opened:
+            ends[opened.pop()] = at
         elif symbol == ")":
-            depth -= 1
-            if depth == 0:
-                yield symbols[start : i + 1]
-                start = i + 1
-    yield symbols[start:]
+            surplus += 1
+    return ends
 
 
-def _explicit(inner: Sequence[str], weight: float) -> tuple[Sequence[str], float]:
-    """Split `words:1.3`; without a number that is finite, all of it is words, at a bare pair's weight."""
-    colon = max((i for i, symbol in enumerate(inner) if symbol == ":"), default=0)
-    number = "".join(inner[colon + 1 :])
-    if colon > 0 and _NUMBER.fullmatch(number) and math.isfinite(float(number)):
-        return inner[:colon], float(number)
-    return inner, weight * BARE_PAIR
+def _is_finite(number: str) -> bool:
+    return _NUMBER.fullmatch(number) is not None and math.isfinite(float(number))
 
 
 def blocks(prompt: str, tokenize: Callable[[str], Sequence[int]], marks: Marks) -> list[Block]:
     """The prompt as one block or more of `BLOCK` tokens, 75 of them the prompt's.
 
     `tokenize`: words to ids, without start and end. Each stretch is tokenized by itself.
+
+    Raises `JobError`: as `stretches`, or there are more than `MOST_BLOCKS`.
     """
     rows: list[list[tuple[int, float]]] = [[]]
     for stretch in stretches(prompt):
         _append(rows, [(token, stretch.weight) for token in tokenize(stretch.text)])
+        if len(rows) > MOST_BLOCKS:
+            raise JobError(
+                f"the prompt has more than {MOST_BLOCKS * (BLOCK - 2)} tokens",
+                field="prompt", value=prompt, fix="use fewer words",
+            )  # fmt: skip
     return [_framed(row, marks) for row in rows]
 
 
 def _append(rows: list[list[tuple[int, float]]], tokens: list[tuple[int, float]]) -> None:
     room = BLOCK - 2
     cut = len(tokens) >= UNCUT_BELOW
-    while tokens:
-        left = room - len(rows[-1])
-        taken = len(tokens) if len(tokens) <= left else left if cut else 0
-        rows[-1] += tokens[:taken]
-        tokens = tokens[taken:]
-        if tokens:
+    done = 0
+    while done < len(tokens):
+        left, wanted = room - len(rows[-1]), len(tokens) - done
+        taken = wanted if wanted <= left else left if cut else 0
+        rows[-1] += tokens[done : done + taken]
+        done += taken
+        if done < len(tokens):
             rows.append([])
 
 
