@@ -1,5 +1,6 @@
-"""What reads a stranger's text takes time in proportion to its length: ten times the text is never fifty times
-the work.
+"""What reads a stranger's text takes time in proportion to its length.
+
+Ten times the text is never fifty times the work.
 """
 
 import json
@@ -23,8 +24,8 @@ MOST = 5 * LONG / SHORT
 LEAST_S = 0.001
 """A shorter time says nothing."""
 PATTERNS = [
-    "(", ")", "()", "((a:1", "(a:", ":", "1", "\\(", "\\", " ", "a", "[error] ", "error='", "' a", "://", "a:/",
-    "@", "\x1b", "é", '"', "{", "[", ",", ", ]", "-", "a.", "..", "\n",
+    "(", ")", "()", "((a:1", "(a:", ":", "1", "\\(", "\\", " ", "a", "[error] ", "error='", "' a", "://",
+    "a:/", "@", "\x1b", "é", '"', "{", "[", ",", ", ]", "-", "a.", "..", "\n",
 ]  # fmt: skip
 """Repeated to the length that is asked for."""
 

@@ -102,8 +102,9 @@ class _Reader:
         self._words(text, end, weight)
 
     def _close(self, at: int, end: int) -> int | None:
-        """Where the group ends that begins at `at`. One that stays open ends with the last symbol if that is a
-        ")"; else it is plain text.
+        """Where the group ends that begins at `at`.
+
+        One that stays open ends with the last symbol if that is a ")"; else it is plain text.
         """
         if (close := self._ends[at]) < end:
             return close
@@ -127,9 +128,10 @@ class _Reader:
 
 
 def _ends(symbols: Sequence[str]) -> dict[int, int]:
-    """For the place of each "(" that begins a group the place of its ")"; the text's end for one that stays open.
+    """For the place of each "(" that begins a group the place of its ")".
 
-    A ")" without a partner is plain text, and so is the next "(" that stands in no group.
+    It is the text's end for a group that stays open. A ")" without a partner is plain text, and so is the
+    next "(" that stands in no group.
     """
     ends: dict[int, int] = {}
     opened: list[int] = []
