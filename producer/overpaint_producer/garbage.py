@@ -2,20 +2,20 @@
 names.
 """
 
-import re
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from overpaint_shared.ledger import JobRecord, JobState, Ledger
+from overpaint_shared.errors import StoreDenied
+from overpaint_shared.ledger import InputCollector, JobRecord, JobState, Ledger
+from overpaint_shared.ledger.inputs import SIGNED_S
 from overpaint_shared.store import Store, StoredAttempt, StoredInput
 
 MIN_AGE = timedelta(hours=24)
 """Younger objects may belong to a submit or an attempt that is under way. At least twice
 `store.REFRESH_AFTER`.
 """
-_EVERY = 1 << 40
-_REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Garbage:
 
     item: StoredAttempt | StoredInput
     why: str
+    collector: InputCollector = field(repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -40,26 +41,44 @@ def find(
 
     Results whose record has expired are kept unless `expired_results`: they may have been committed.
     """
-    before = datetime.now(UTC) - min_age
+    before, collector = datetime.now(UTC) - min_age, ledger.input_collector()
     for attempt in store.attempts():
         if attempt.modified < before and (
             why := _useless(attempt, ledger.job(attempt.job_id), expired_results)
         ):
-            yield Garbage(attempt, why)
-    # Listed before the records are read: an input that is named in between is too young, or written anew.
-    old = [stored for stored in store.inputs() if stored.modified < before]
-    named = _named(ledger) if old else set()
-    for stored in old:
-        if (stored.owner, stored.sha256) not in named:
-            yield Garbage(stored, "no record names it")
+            yield Garbage(attempt, why, collector)
+    for stored in store.inputs():
+        if stored.modified < before and not collector.names(stored.owner, stored.sha256):
+            yield Garbage(stored, "no record names it", collector)
 
 
 def delete(store: Store, garbage: Garbage) -> bool:
-    """Delete it; whether there was something, and it had not been written anew since it was listed."""
+    """Delete it; whether that was done. An input that is needed again by now, or that another collector
+    deletes, stays. `overpaint_shared.ledger.inputs` tells how submits and collectors meet.
+    """
     item = garbage.item
     if isinstance(item, StoredInput):
-        return store.delete_input(item.owner, item.sha256, unmodified_since=item.modified)
+        return _delete_input(store, garbage.collector, item)
     return store.delete_attempt(item.job_id, item.token) > 0
+
+
+def _delete_input(store: Store, collector: InputCollector, item: StoredInput) -> bool:
+    owner, sha256 = item.owner, item.sha256
+    began, signed = (
+        time.monotonic(),
+        store.sign_deletion(owner, sha256, SIGNED_S),
+    )  # first: see ledger/inputs.py
+    verdict, ends = collector.condemn(owner, sha256)
+    if verdict != "condemned":
+        return False
+    try:
+        done = store.delete_input(owner, sha256, unmodified_since=item.modified, signed=signed)
+    except StoreDenied:
+        if time.monotonic() - began < SIGNED_S:
+            raise
+        return False  # this process was stopped in between, and the signature has expired
+    collector.deleted(owner, sha256, ends)
+    return done
 
 
 def _useless(attempt: StoredAttempt, record: JobRecord | None, expired_results: bool) -> str | None:
@@ -71,14 +90,3 @@ def _useless(attempt: StoredAttempt, record: JobRecord | None, expired_results: 
     if record.state in {JobState.FAILED, JobState.CANCELLED, JobState.DEAD}:
         return f"its job is {record.state}"
     return None
-
-
-def _named(ledger: Ledger) -> set[tuple[str, str]]:
-    """(owner, SHA-256) of every stored picture that any record's spec names."""
-    named = set()
-    for listed in ledger.jobs(limit=_EVERY):
-        record = ledger.job(listed.id)  # listings come without specs
-        # By pattern, so that a spec of a newer version names its pictures too.
-        for sha256 in _REFERENCE.findall(record.spec_json or "") if record else ():
-            named.add((listed.owner, sha256))
-    return named

@@ -111,7 +111,9 @@ class Uploader:
         self._limits = limits
         self._owner = owner
         self._known: dict[tuple[Path, int, int], Seen] = {}
-        self._sent: set[str] = set()
+        self._stored: dict[str, float] = {}
+        self._doubted: set[str] = set()
+        self._now = 0.0
         self._room = threading.BoundedSemaphore(2 * SENDERS)  # pictures in memory at a time
         self._sending: list[Future[str]] = []
 
@@ -126,6 +128,23 @@ class Uploader:
             for each in sending:
                 each.result()
 
+    def begin(self, now: float) -> None:
+        """What is looked for or sent from here on was seen after `now`, a time of Redis."""
+        self._now = now
+
+    def checked(self, references: Iterable[str]) -> float:
+        """A time of Redis after which all these stored pictures were seen: see `Submission.checked`."""
+        return min((self._stored[name] for name in references if name in self._stored), default=self._now)
+
+    def doubt(self, sha256s: Iterable[str]) -> None:
+        """Look again for pictures that may have been deleted, and send those that are files here."""
+        for sha256 in sha256s:
+            reference = STORED + sha256
+            self._doubted.add(reference)
+            self._stored.pop(reference, None)
+            self._known = {key: seen for key, seen in self._known.items() if seen.reference != reference}
+            self._store.forget(self._owner, sha256)
+
     def look(self, references: Mapping[str, str], folder: Path) -> dict[str, "Seen"]:
         """Where each reference will be; nothing is sent yet. `references`: reference -> field in the spec.
 
@@ -136,9 +155,11 @@ class Uploader:
     def send(self, seen: Iterable["Seen"]) -> None:
         """Begin to store what is not there yet."""
         for each in seen:
-            if each.data is None or each.reference in self._sent:
+            if each.data is None or each.reference in self._stored:
                 continue
-            self._sent.add(each.reference)
+            # The store may answer from memory.
+            remembered_s = 0.0 if each.reference in self._doubted else self._store.remembers_s
+            self._stored[each.reference] = self._now - remembered_s
             self._room.acquire()
             self._sending.append(self._pool.submit(self._send, each.data))
 
@@ -168,6 +189,8 @@ class Uploader:
             self._room.release()
 
     def _require(self, sha256: str, field: str) -> None:
+        if STORED + sha256 in self._stored:
+            return
         if not self._store.has_input(self._owner, sha256):
             raise InputError(
                 f"nothing is stored as {STORED}{sha256} for owner {self._owner!r}",
@@ -175,6 +198,7 @@ class Uploader:
                 value=STORED + sha256,
                 fix="name the picture by its path, so that it is uploaded",
             )
+        self._stored[STORED + sha256] = self._now
 
     def _check_external(self, url: str, field: str) -> None:
         try:

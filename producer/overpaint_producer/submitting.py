@@ -3,7 +3,8 @@
 import base64
 import logging
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,15 @@ from overpaint_producer.pictures import Seen, Uploader, check_sizes
 from overpaint_shared.catalogue import Catalogue, SpecWarning, check
 from overpaint_shared.errors import InputError, ServiceError
 from overpaint_shared.job import JobSpec, parse_job
-from overpaint_shared.ledger import Ledger, Submission, SubmitConflict, Submitted, Wakeup, spec_digest
+from overpaint_shared.ledger import (
+    InputsGone,
+    Ledger,
+    Submission,
+    SubmitConflict,
+    Submitted,
+    Wakeup,
+    spec_digest,
+)
 from overpaint_shared.lint import lint
 
 if TYPE_CHECKING:
@@ -25,6 +34,8 @@ if TYPE_CHECKING:
 
 CHUNK = 250
 """Jobs that are recorded and published together."""
+LOOK_AGAIN_S = (0.02, 0.1, 0.3, 1.0, 3.0, 5.0)
+"""Waits before looking again for pictures that `overpaint gc` may just delete, which takes milliseconds."""
 SEED_BITS = 32
 """Of a seed only the low 32 bits choose the noise, so more would only make two names for one picture."""
 
@@ -97,15 +108,40 @@ class Submitter:
         """
         numbered = enumerate(drafts, start=1)
         while chunk := list(islice(numbered, CHUNK)):
-            catalogue = self._ledger.catalogue()
-            with self._uploader:
-                ready = [
-                    self._ready(options.applied(draft), _token(options.token, number, many=many), catalogue)
+            yield from self._submit_chunk(
+                [
+                    (options.applied(draft), _token(options.token, number, many=many))
                     for number, draft in chunk
                 ]
-            answers = self._record([each.submission for each in ready])
-            for (_, draft), each, answer in zip(chunk, ready, answers, strict=True):
-                yield Queued(draft=draft, answer=answer, warnings=each.warnings)
+            )
+
+    def _submit_chunk(self, chunk: Sequence[tuple[Draft, str | None]]) -> Iterator[Queued]:
+        queued: dict[int, Queued] = {}
+        waits = iter(LOOK_AGAIN_S)
+        while todo := [at for at in range(len(chunk)) if at not in queued]:
+            ready = self._prepare([chunk[at] for at in todo])
+            try:
+                answers: Sequence[Submitted] = self._record([each.submission for each in ready])
+                gone: Collection[str] = ()
+            except InputsGone as error:  # the others are recorded
+                if (wait_s := next(waits, None)) is None:
+                    raise
+                answers, gone = error.submitted, error.gone
+                self._uploader.doubt({sha256 for each in error.gone.values() for sha256 in each})
+                time.sleep(wait_s)
+            kept = [
+                (at, each) for at, each in zip(todo, ready, strict=True) if each.submission.id not in gone
+            ]
+            for (at, each), answer in zip(kept, answers, strict=True):
+                queued[at] = Queued(draft=chunk[at][0], answer=answer, warnings=each.warnings)
+        yield from (queued[at] for at in range(len(chunk)))
+
+    def _prepare(self, drafts: Sequence[tuple[Draft, str | None]]) -> list[Ready]:
+        """Check the jobs, and store their pictures."""
+        catalogue = self._ledger.catalogue()
+        self._uploader.begin(self._ledger.now())
+        with self._uploader:
+            return [self._ready(draft, token, catalogue) for draft, token in drafts]
 
     def _ready(self, draft: Draft, token: str | None, catalogue: Catalogue) -> Ready:
         spec = parse_job(draft.data, where=draft.where)
@@ -124,9 +160,13 @@ class Submitter:
         source = seen[next(iter(references))]  # the first reference is the source's
         warnings += lint(spec, defaults=catalogue.defaults(spec.model), source_size=source.size)
         spec = spec.with_images({name: each.reference for name, each in seen.items()})
-        return Ready(submission=self._submission(spec, token, catalogue, source), warnings=warnings)
+        checked = self._uploader.checked(each.reference for each in seen.values())
+        submission = self._submission(spec, token, catalogue, source, checked)
+        return Ready(submission=submission, warnings=warnings)
 
-    def _submission(self, spec: JobSpec, token: str | None, catalogue: Catalogue, source: Seen) -> Submission:
+    def _submission(
+        self, spec: JobSpec, token: str | None, catalogue: Catalogue, source: Seen, checked: float
+    ) -> Submission:
         digest = spec_digest(spec.to_json())  # before the seed is drawn: the same job again is the same job
         if spec.sampling.seed is None:
             spec = spec.with_seed(secrets.randbits(SEED_BITS))
@@ -142,12 +182,13 @@ class Submitter:
             title=title(spec, source.size),
             features=needed(spec, catalogue),
             digest=digest,
+            checked=checked,
         )
 
     def _record(self, ready: Sequence[Submission]) -> list[Submitted]:
         try:
             answers = self._ledger.submit(ready)
-        except SubmitConflict as error:  # the others of this chunk are recorded
+        except (SubmitConflict, InputsGone) as error:  # the others of this chunk are recorded
             wake(self._app, [wakeup for each in error.submitted for wakeup in each.wakeups])
             raise
         wake(self._app, [wakeup for each in answers for wakeup in each.wakeups])

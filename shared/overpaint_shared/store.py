@@ -37,6 +37,7 @@ from overpaint_shared.store_keys import (
     result_key,
     segment,
 )
+from overpaint_shared.store_signed import sent_as
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -87,6 +88,11 @@ class Store:
     def endpoint(self) -> str:
         """The server's address, for messages."""
         return self.settings.endpoint_url or f"AWS, region {self.settings.region}"
+
+    @property
+    def remembers_s(self) -> float:
+        """For how long `put_input` knows without asking that an input is stored."""
+        return KNOWN_FOR.total_seconds()
 
     @property
     def _s3(self) -> S3Client:
@@ -175,17 +181,39 @@ class Store:
             count += 1
         return count
 
-    def delete_input(self, owner: str, sha256: str, *, unmodified_since: datetime | None = None) -> bool:
-        """Delete an input; whether that was done. One written after `unmodified_since` is spared."""
+    def sign_deletion(self, owner: str, sha256: str, expires_s: int) -> str:
+        """What `delete_input` sends, signed now: S3 refuses it after `expires_s` seconds. Asks no server."""
+        key = input_key(owner, sha256)
+        with self._explained("sign a deletion", key):
+            params = {"Bucket": self.settings.bucket, "Key": key}
+            return self._s3.generate_presigned_url("delete_object", Params=params, ExpiresIn=expires_s)
+
+    def delete_input(
+        self,
+        owner: str,
+        sha256: str,
+        *,
+        unmodified_since: datetime | None = None,
+        signed: str | None = None,
+    ) -> bool:
+        """Delete an input; whether that was done. One written after `unmodified_since` is spared.
+
+        `signed`: what `sign_deletion` gave.
+        """
         key = input_key(owner, sha256)
         with self._explained("delete an input", key):
             found = self._head(key)
         if found is None or (unmodified_since is not None and found["LastModified"] > unmodified_since):
             return False
-        with self._known_lock:
-            self._known.pop(key, None)
-        self._delete(key)
+        self.forget(owner, sha256)
+        with sent_as(self._s3, signed):
+            self._delete(key)
         return True
+
+    def forget(self, owner: str, sha256: str) -> None:
+        """Forget that an input is stored: `put_input` looks for it again."""
+        with self._known_lock:
+            self._known.pop(input_key(owner, sha256), None)
 
     def attempts(self) -> Iterator[StoredAttempt]:
         """Every attempt that has written something, listed page by page. Foreign objects are passed over."""

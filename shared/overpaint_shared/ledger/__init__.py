@@ -1,6 +1,7 @@
 """Job records in Redis: the truth about every job, under Celery's messages. `Ledger` is the face."""
 
 from overpaint_shared.ledger.events import Events
+from overpaint_shared.ledger.inputs import InputCollector
 from overpaint_shared.ledger.ledger import Ledger
 from overpaint_shared.ledger.records import (
     Beat,
@@ -11,6 +12,7 @@ from overpaint_shared.ledger.records import (
     Event,
     Failed,
     Finished,
+    InputsGone,
     JobRecord,
     Outcome,
     Place,
@@ -43,6 +45,8 @@ __all__ = [
     "Events",
     "Failed",
     "Finished",
+    "InputCollector",
+    "InputsGone",
     "JobRecord",
     "JobState",
     "Ledger",

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
+from overpaint_shared.ledger.listing import clock
 from overpaint_shared.ledger.records import Count, JobRecord, Place, QueueState
 from overpaint_shared.ledger.scripts import PACE_SLICE_S, PACE_SLICES
 from overpaint_shared.ledger.states import LEASED, JobState
@@ -46,7 +47,7 @@ def queues(client: Client, served: Collection[str]) -> list[QueueState]:
         elif count.state is JobState.QUEUED:
             waiting.add(count.model)
     models = sorted({*served, *running, *waiting})
-    at, rates = _time(client), _rates(client)
+    at, rates = clock(client), _rates(client)
     with client.pipeline(transaction=False) as pipe:
         for model in models:
             pipe.zcard(f"op:queued:{model}")
@@ -60,13 +61,8 @@ def queues(client: Client, served: Collection[str]) -> list[QueueState]:
     ]
 
 
-def _time(client: Client) -> float:
-    seconds, microseconds = client.time()
-    return float(seconds + microseconds / 1e6)
-
-
 def _rates(client: Client) -> dict[str, float]:
-    at = _time(client)
+    at = clock(client)
     newest = int(at // PACE_SLICE_S)
     with client.pipeline(transaction=False) as pipe:
         for number in range(newest - PACE_SLICES + 1, newest + 1):
@@ -113,7 +109,7 @@ def place(client: Client, record: JobRecord) -> Place | None:
         for lane in equal:
             pipe.zcount(f"op:sent:{lane}", "-inf", before)
         ahead = _sum(pipe.execute())
-    return Place(ahead + int(rank or 0), sent is not None, max(0.0, _time(client) - float(queued)))
+    return Place(ahead + int(rank or 0), sent is not None, max(0.0, clock(client) - float(queued)))
 
 
 def _sum(numbers: Iterable[Any]) -> int:

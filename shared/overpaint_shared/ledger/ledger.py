@@ -19,7 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from overpaint_shared.errors import OverpaintError, UnknownJob
-from overpaint_shared.ledger import census, listing, wire
+from overpaint_shared.ledger import census, inputs, listing, wire
 from overpaint_shared.ledger.events import Events
 from overpaint_shared.ledger.faults import address, typed_errors
 from overpaint_shared.ledger.reaper import Reaper
@@ -106,24 +106,35 @@ class Ledger:
 
         A token that stands for the same spec gives the job that is there. Those that stand for another spec
         raise one `SubmitConflict` (a `TokenConflict`) after everything else was submitted; its `submitted`
-        holds the other answers.
+        holds the other answers. A job whose stored inputs may have been deleted since it was `checked` is not
+        submitted: `InputsGone` names it, and holds the other answers likewise.
         """
         done: list[Submitted] = []
         conflicts: list[Submission] = []
+        gone: dict[str, frozenset[str]] = {}
         for chunk in wire.chunks(items, _PIPELINE):
             with typed_errors(self._where):
                 replies = self._scripts.run_many("submit", [self._submission(item) for item in chunk])
             for item, reply in zip(chunk, replies, strict=True):
                 if reply[0] == "conflict":
                     conflicts.append(item)
+                elif reply[0] == "gone":
+                    gone[item.id] = frozenset(reply[2])
                 else:
                     done.append(Submitted(reply[1], reply[0] == "created", wire.wakeups(reply[2])))
         if conflicts:
             raise wire.conflict(conflicts, done)
+        if gone:
+            raise wire.gone(gone, done)
         return done
 
     def _submission(self, item: Submission) -> list[object]:
         return wire.submission(item, self._settings.window)
+
+    def now(self) -> float:
+        """The time of Redis."""
+        with typed_errors(self._where):
+            return listing.clock(self._client)
 
     def cancel(self, job_id: str) -> Released:
         """Stop a job: a queued one is `cancelled` at once, a running one `cancelling` until confirmed.
@@ -314,6 +325,10 @@ class Ledger:
         """How many items of the queues were no messages (the newest hundred are kept)."""
         with typed_errors(self._where):
             return census.quarantined(self._client)
+
+    def input_collector(self) -> inputs.InputCollector:
+        """What a collector of garbage asks before it deletes an input."""
+        return inputs.InputCollector(self._client, self._scripts, self._where)
 
     def events(self, owner: str, ids: Collection[str] | None = None) -> Events:
         """The live events of an owner's jobs, or of some: `with ledger.events("me") as events: ...`."""

@@ -184,6 +184,12 @@ def oldest_waiting(client: Client, model: str) -> float | None:
     return max(0.0, now - float(oldest[0][1]))
 
 
+def clock(client: Client) -> float:
+    """The time of Redis."""
+    seconds, microseconds = client.time()
+    return float(seconds + microseconds / 1e6)
+
+
 def workers(client: Client) -> list[WorkerRecord]:
     """The live workers, by name. Names of dead ones are dropped from the index."""
     ids = sorted(client.smembers("op:workers"))

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from overpaint_shared.errors import TokenConflict
+from overpaint_shared.errors import InputError, TokenConflict
 from overpaint_shared.ledger.states import JobState
 
 JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -52,6 +53,8 @@ class Submission:
     digest: str | None = None
     """What `token` compares; absent: the digest of `spec_json`. Give `spec_digest` of the spec as the user
     wrote it where `spec_json` holds anything drawn at submit, such as a seed."""
+    checked: float | None = None
+    """A time of Redis (`Ledger.now`); all its stored inputs were seen or stored after it. None: not known."""
 
     def __post_init__(self) -> None:
         _require(JOB_ID, "job id", self.id)
@@ -95,6 +98,16 @@ class SubmitConflict(TokenConflict):
     code = "submit_conflict"
     submitted: tuple[Submitted, ...] = ()
     """The answers of those that were; their wake-ups are due."""
+
+
+class InputsGone(InputError):
+    """Inputs of some submissions may have been deleted since they were seen; the others were submitted."""
+
+    code = "inputs_gone"
+    submitted: tuple[Submitted, ...] = ()
+    """The answers of those that were, in order; their wake-ups are due."""
+    gone: Mapping[str, frozenset[str]] = MappingProxyType({})
+    """Id of a job that was not submitted -> SHA-256 of its inputs to look for."""
 
 
 @dataclass(frozen=True, slots=True)

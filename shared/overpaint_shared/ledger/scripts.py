@@ -26,8 +26,15 @@ PACE_SLICE_S: Final = 10
 PACE_SLICES: Final = 60
 """The rate of a queue is that of the last PACE_SLICES * PACE_SLICE_S seconds, its pauses left out."""
 
+CONDEMNED_S: Final = 120
+"""When a deletion of an input has certainly ended, though its collector never said so."""
+REMEMBERED_S: Final = 7200
+"""How long an ended deletion is remembered. Who looked for its pictures earlier must look again."""
+
 NAMES: Final = (
     "submit",
+    "condemn",
+    "deleted",
     "claim",
     "renew",
     "finish",
@@ -58,6 +65,7 @@ def _constants() -> str:
         f"local MOVES = {{{moves}}}\n"
         f"local TERMINAL = {{{terminal}}}\n"
         f"local PRIORITY_CLASSES = {{{', '.join(map(str, PRIORITY_CLASSES))}}}\n"
+        f"local CONDEMNED_S, REMEMBERED_S = {CONDEMNED_S}, {REMEMBERED_S}\n"
         f"local PACE_SLICE_S, PACE_SLICES = {PACE_SLICE_S}, {PACE_SLICES}\n"
         f"local QUEUE_PREFIX = {_lua_string(QUEUE_PREFIX)}\n"
         f"local PRIORITY_SEPARATOR = {_lua_string(PRIORITY_SEPARATOR)}\n"

@@ -1,11 +1,13 @@
 """How values of `records.py` travel to and from the Lua scripts."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
+from overpaint_shared.ledger.inputs import named_in
 from overpaint_shared.ledger.records import (
     Claim,
+    InputsGone,
     Submission,
     SubmitConflict,
     Submitted,
@@ -50,6 +52,8 @@ def submission(item: Submission, window: int) -> list[object]:
         ",".join(sorted(item.features)),
         item.group,
         dict(item.labels) if item.labels else None,
+        ",".join(sorted(named_in(item.spec_json))),
+        item.checked,
     ]
 
 
@@ -81,4 +85,18 @@ def conflict(items: Sequence[Submission], done: Sequence[Submitted]) -> SubmitCo
         fix="choose a new token, or submit the spec that the token was first used with",
     )
     error.submitted = tuple(done)
+    return error
+
+
+def gone(items: Mapping[str, frozenset[str]], done: Sequence[Submitted]) -> InputsGone:
+    """The error for jobs whose inputs may have been deleted. `items`: job id -> SHA-256 of those inputs."""
+    first = min(min(each) for each in items.values())
+    error = InputsGone(
+        f"the stored picture sha256:{first} is being deleted, or was deleted since it was looked for",
+        field="source.image",
+        value=f"sha256:{first}",
+        fix="look for the picture again, store it if it is not there, and submit again",
+    )
+    error.submitted = tuple(done)
+    error.gone = dict(items)
     return error

@@ -12,6 +12,7 @@
 --   op:moves          hash <state>|<model>|<method> -> how many ever came there, never reset
 --   op:pace:<slice>   hash of these PACE_SLICE_S seconds: <model> -> jobs that ended after they ran,
 --                     <model>|busy -> microseconds, told here, in which any of the model's jobs ran
+--   op:condemned:<owner> zset SHA-256 of an input -> when its deletion ends or ended (inputs.py)
 --   op:pace:leased:<model> zset by since when it runs; op:pace:since hash model -> from when on that is not told yet
 
 local FIELDS = {'state', 'owner', 'model', 'priority', 'class', 'title', 'created', 'since', 'group', 'submit_token',

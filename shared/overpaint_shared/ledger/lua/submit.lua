@@ -1,5 +1,7 @@
--- Makes the record of a job and queues it, once: -> {created | there | conflict, id, wake-ups}
-local id, owner, window, token, digest, spec, model, priority, title, features, group, labels = unpack(ARGV)
+-- Makes the record of a job and queues it, once: -> {created | there | conflict, id, wake-ups},
+-- or {gone, id, inputs that may have been deleted since they were seen}
+local id, owner, window, token, digest, spec, model, priority, title, features, group, labels, inputs, checked =
+  unpack(ARGV)
 local at, out = clock(), {}
 
 local known = token ~= '' and redis.call('HGET', 'op:tokens:' .. owner, token)
@@ -10,6 +12,15 @@ if job then
   if redis.call('ZSCORE', 'op:sent:' .. lane_of(job), job.id) then wake(job, at, '0', out) end
   return {'there', job.id, out}
 end
+
+-- An input that was being deleted when the producer looked for it, or since, may be gone: it must look again.
+local gone, seen = {}, tonumber(checked) or at - REMEMBERED_S  -- not told when: any that is remembered
+local stale = checked ~= '' and at - seen > REMEMBERED_S
+for sha256 in string.gmatch(inputs, '[^,]+') do
+  local ends = redis.call('ZSCORE', 'op:condemned:' .. owner, sha256)
+  if stale or (ends and tonumber(ends) >= seen) then gone[#gone + 1] = sha256 end
+end
+if #gone > 0 then return {'gone', id, gone} end
 
 job = {id = id, owner = owner, model = model, class = class_of(priority), title = title, state = 'queued',
   features = features}
