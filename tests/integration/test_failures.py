@@ -18,11 +18,12 @@ import redis
 
 from overpaint_producer.services import RedisService, start_redis
 from overpaint_shared.ledger import JobState
+from overpaint_shared.queues import STAMP_HEADER
 from overpaint_shared.settings import LedgerSettings, Settings
 from overpaint_worker.stopping import EXIT_DEVICE_FAULT
 from overpaint_worker.transport import QUARANTINE_KEY
 from tests import fake_engine
-from tests.unit.test_transport import HOSTILE
+from tests.unit.test_transport import HOSTILE, message
 from tests.waiting import wait_until
 from tests.workers import TestFarm
 
@@ -247,6 +248,8 @@ def test_hostile_items_are_put_aside_and_the_worker_lives(farm: TestFarm, redis_
     worker = farm.start().ready()
     raw: list[bytes] = [json.dumps(item).encode() for item in HOSTILE.values()]
     raw += [b"", b"\xff\xfe\x00", b"{", b"[" * 100_000, b'{"body": 1e999}', b"null"]
+    raw += [b"9" * 5000, b"[" * 60_000, b" " * 100_000_000, b'{"__type__": "decimal", "__value__": "none"}']
+    raw += [b'{"__type__": [], "__value__": 1}', b'"\\ud800"']
     for item in raw:
         redis_client.lpush("m.tiny", item)
     (job_id,) = farm.submit(farm.spec())
@@ -255,6 +258,32 @@ def test_hostile_items_are_put_aside_and_the_worker_lives(farm: TestFarm, redis_
     assert worker.popen.poll() is None
     assert redis_client.llen(QUARANTINE_KEY) == len(raw)
     assert len(worker.said("message.quarantined")) == len(raw)
+
+
+def test_a_message_with_an_impossible_time_still_wakes_the_worker(
+    farm: TestFarm, redis_client: redis.Redis
+) -> None:
+    worker = farm.start().ready()
+    item = message("no-such-job", headers={STAMP_HEADER: 10**400})
+    redis_client.lpush("m.tiny", json.dumps(item))
+    assert worker.until("job.noop")["verdict"] == "gone"
+    assert worker.popen.poll() is None
+
+
+def test_hostile_remote_control_is_put_aside_and_the_worker_lives(
+    farm: TestFarm, redis_client: redis.Redis
+) -> None:
+    worker = farm.start().ready()
+    raw: list[bytes] = [json.dumps(item).encode() for item in HOSTILE.values() if item]
+    raw += [b"\xff", b"{", b"[" * 100_000, b"9" * 5000, b'{"__type__": "decimal", "__value__": "none"}']
+    wait_until(lambda: redis_client.publish("/0.celery.pidbox", raw[0]))
+    for item in raw[1:]:
+        redis_client.publish("/0.celery.pidbox", item)
+    replies = wait_until(lambda: farm.app.control.ping(timeout=2, limit=1))
+    assert [list(reply.values()) for reply in replies] == [[{"ok": "pong"}]]
+    (job_id,) = farm.submit(farm.spec())
+    farm.until(job_id, DONE)
+    assert worker.popen.poll() is None
 
 
 def test_a_message_for_another_task_runs_the_render_task_or_nothing(

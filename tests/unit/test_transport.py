@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from redis.exceptions import ResponseError
 
 from overpaint_shared.queues import RENDER_TASK, STAMP_HEADER
-from overpaint_worker.transport import _BAD_ITEM, MAX_BODY_CHARS, SafeChannel, rebuilt
+from overpaint_worker.messages import MAX_BODY_CHARS, MAX_ITEM_BYTES, NoMessage, parsed, rebuilt
+from overpaint_worker.transport import Refusals, SafeChannel
 
 
 def body(value: object) -> str:
@@ -59,7 +61,9 @@ def test_an_odd_title_is_replaced_by_the_job_id(title: object) -> None:
     assert rebuilt(message(headers={"argsrepr": title}), "m.tiny")["headers"]["argsrepr"] == "job-1"
 
 
-@pytest.mark.parametrize("stamp", [None, "now", float("nan"), float("inf"), [1]])
+@pytest.mark.parametrize(
+    "stamp", [None, "now", float("nan"), float("inf"), [1], 10**400, -(10**400), -1, 1e300]
+)
 def test_an_odd_stamp_becomes_a_number(stamp: object) -> None:
     assert rebuilt(message(headers={STAMP_HEADER: stamp}), "m.tiny")["headers"][STAMP_HEADER] == 0.0
 
@@ -96,8 +100,41 @@ HOSTILE: dict[str, Any] = {
 
 @pytest.mark.parametrize("item", HOSTILE.values(), ids=HOSTILE.keys())
 def test_what_names_no_job_is_refused(item: object) -> None:
-    with pytest.raises(_BAD_ITEM):
+    with pytest.raises((ValueError, TypeError, LookupError, AttributeError, RecursionError)):
         rebuilt(item, "m.tiny")
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        b"",
+        b"\xff\xfe\x00",
+        b"{",
+        b"[" * 60_000,
+        b"9" * 5000,
+        '"a"'.encode("utf-16"),
+        b" " * (MAX_ITEM_BYTES + 1),
+    ],
+)
+def test_what_is_no_json_or_too_long_is_refused(item: bytes) -> None:
+    with pytest.raises((ValueError, RecursionError)):
+        parsed(item)
+
+
+def test_a_long_item_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json, "loads", None)
+    with pytest.raises(NoMessage, match="bytes"):
+        parsed(b"[" * (MAX_ITEM_BYTES + 1))
+
+
+def test_what_an_item_calls_a_date_or_a_decimal_stays_what_it_says() -> None:
+    item = {"__type__": "decimal", "__value__": "none"}
+    assert parsed(json.dumps(item).encode()) == item
+
+
+def test_a_title_that_would_move_a_terminals_cursor_is_shown_as_its_escapes() -> None:
+    out = rebuilt(message(headers={"argsrepr": "\x1b[2J\ud800"}), "m.tiny")
+    assert out["headers"]["argsrepr"] == "\\u001b[2J\\ud800"
 
 
 JSON = st.recursive(
@@ -112,7 +149,7 @@ JSON = st.recursive(
 def test_any_json_is_either_refused_or_rebuilt(item: object) -> None:
     try:
         out = rebuilt(item, "m.tiny")
-    except _BAD_ITEM:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return
     assert out["headers"]["task"] == RENDER_TASK
     assert json.loads(base64.b64decode(out["body"]))[0] == [out["headers"]["id"]]
@@ -125,3 +162,21 @@ def test_a_late_acknowledgement_on_a_closed_channel_is_no_error() -> None:
     channel.basic_ack("tag")
     channel.basic_reject("tag", requeue=True)
     assert not channel.do_restore
+
+
+def test_a_refusal_pauses_reading_and_is_told_once_until_it_ends() -> None:
+    now = [0.0]
+    refusals = Refusals(clock=lambda: now[0])
+    with refusals.forgiven():
+        raise ResponseError("NOREPLICAS Not enough good replicas to write.")
+    assert refusals.pausing
+    now[0] = 2.0
+    assert not refusals.pausing
+    assert refusals.refusing
+    refusals.over()
+    assert not refusals.refusing
+
+
+def test_what_is_no_refusal_is_not_forgiven() -> None:
+    with pytest.raises(KeyError), Refusals().forgiven():
+        raise KeyError("x")

@@ -3,6 +3,7 @@
 import socket
 import time
 import uuid
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +17,7 @@ from overpaint_shared.ledger import Claim, Ledger, Wakeup, WorkerRecord
 from overpaint_shared.queues import make_app, publish, queue_name
 from overpaint_shared.settings import Limits, Settings
 from overpaint_shared.store import Store
-from overpaint_worker import logs, protocol, transport
+from overpaint_worker import logs, patience, protocol, transport
 from overpaint_worker.cycle import STRATEGY, Intake, ModelCycle
 from overpaint_worker.engine.options import EngineOptions
 from overpaint_worker.engine_client import EngineClient
@@ -24,12 +25,14 @@ from overpaint_worker.engine_process import Launch, engine_environment
 from overpaint_worker.keeper import Keeper
 from overpaint_worker.metrics import Metrics
 from overpaint_worker.options import CPU, WorkerOptions
-from overpaint_worker.patience import Patience
 from overpaint_worker.stopping import Drain
 from overpaint_worker.tasks import register
 from overpaint_worker.waker import Waker
 
 UPLOAD_THREADS = 8
+CLAIM_PAUSE_S = 1.0
+MAX_UNSENT = 2000
+"""Messages that Redis refused, kept to be sent again. Of more the oldest are left to the reaper."""
 
 log = structlog.get_logger(__name__)
 
@@ -37,11 +40,13 @@ log = structlog.get_logger(__name__)
 class Node:
     """Everything that a worker holds. It listens to its engine, and is the room in which the task works."""
 
-    def __init__(self, options: WorkerOptions, settings: Settings, patience: Patience | None = None) -> None:
+    def __init__(
+        self, options: WorkerOptions, settings: Settings, patient: patience.Patience | None = None
+    ) -> None:
         self.options = options
         self.settings = settings.ledger()
         self.limits = settings.limits()
-        self.patience = patience or Patience()
+        self.patience = patient or patience.Patience()
         self.worker_id = str(uuid.uuid4())
         self.host = socket.gethostname()
         self.name = (
@@ -53,6 +58,7 @@ class Node:
         self.store = Store(settings.store())
         self.uploads = ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload")
         self.waker = Waker()
+        self._unsent: deque[Wakeup] = deque(maxlen=MAX_UNSENT)
         self.metrics = Metrics(options.models)
         self._warming: set[str] = set()
         self.drain = Drain(self, options.grace_s)
@@ -85,6 +91,8 @@ class Node:
         app.conf.update(
             worker_pool="threads",
             worker_concurrency=self.options.slots,
+            # Whatever Redis refuses, and is not met already, costs the connection and not the worker.
+            broker_channel_error_retry=True,
             worker_hijack_root_logger=False,
             worker_redirect_stdouts=False,
         )
@@ -94,18 +102,39 @@ class Node:
     # Messages and claims
 
     def publish(self, wakeups: Sequence[Wakeup]) -> None:
-        """Send the messages that a ledger call asked for. A lost one is sent again by a reaper."""
+        """Send the messages that a ledger call asked for. What cannot be sent now is kept for
+        `publish_unsent`; should this worker end, a reaper sends it.
+        """
         if not wakeups:
             return
         try:
             publish(self.app, wakeups)
         except Exception as error:  # kombu has many kinds
+            self._unsent.extend(wakeups)
             log.warning("messages not sent", action="wakeups.failed", count=len(wakeups), error=repr(error))
 
+    def publish_unsent(self) -> None:
+        """Try again to send what could not be sent."""
+        wakeups = [self._unsent.popleft() for _ in range(len(self._unsent))]
+        self.publish(wakeups)
+
     def claim(self, job_id: str) -> Claim:
-        """Claim a job for this worker."""
-        features = self.ready.features if self.ready else ()
-        return self.ledger.claim(job_id, self.worker_id, features, self.options.models)
+        """Claim a job for this worker. While the ledger is away this waits: nobody else could take the job,
+        and its message is used up. Raises ServiceError when the worker stops.
+        """
+        call, pause_s, said = uuid.uuid4().hex, patience.FIRST_PAUSE_S, False
+        while True:
+            features = self.ready.features if self.ready else ()
+            try:
+                return self.ledger.claim(job_id, self.worker_id, features, self.options.models, call=call)
+            except ServiceError as error:
+                if self.drain.asked or self.keeper.closed:
+                    raise
+                if not said:
+                    log.warning("a claim waits", action="job.claim_waits", job=job_id, error=str(error))
+                said = True
+            self.drain.until(pause_s)
+            pause_s = min(CLAIM_PAUSE_S, pause_s * 2)
 
     def slot_freed(self) -> None:
         """Look for the next message at once."""

@@ -29,7 +29,8 @@ class Patience:
 
     fetch_s: float = 60.0
     store_s: float = 300.0
-    commit_s: float = 300.0
+    commit_s: float = 3600.0
+    """Its picture is stored, and while nobody can commit nobody can claim: the slot is of no other use."""
 
 
 def check(attempt: Attempt) -> None:

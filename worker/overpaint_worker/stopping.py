@@ -59,6 +59,12 @@ class Drain:
         """A signal came or the device is at fault."""
         return self._signals > 0 or self._fault is not None
 
+    def until(self, seconds: float) -> None:
+        """Wait so long, or until the worker is to stop."""
+        end = self._clock() + seconds
+        while not self.asked and (left := end - self._clock()) > 0:
+            time.sleep(min(TICK_S, left))
+
     def start(self) -> None:
         """Take over the signals (main thread only) and wait for them."""
         for number in SIGNALS:

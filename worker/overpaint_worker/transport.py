@@ -1,103 +1,216 @@
-"""Celery's Redis transport, made to survive whatever lies in a queue.
+"""Celery's Redis transport, made to survive whatever lies in a queue and a Redis that refuses writes.
 
-A stock worker dies of an item that is not JSON, and gets stuck on some that are. Here an item is read for
-one thing,
-the job's id (with the text that Flower shows and the priority), and a fresh envelope is written from it;
-nothing else
-of the item goes on. What has no job id is put into a list for people to look at.
+A stock worker dies of an item that is not JSON, and gets stuck on some that are. Here an item is read as
+`messages.py` says; what names no job is put into a list for people to look at.
+
+A stock worker also dies of an answer such as MISCONF, OOM, READONLY or NOREPLICAS. Here what Celery writes
+for itself (acknowledgements, bindings, replies to remote control) is given up then: the ledger decides, and
+none of it is needed. Reading goes on when Redis takes the next BRPOP, which is tried each second.
 """
 
-import base64
 import json
-import math
-import re
-import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import Empty
+from time import monotonic
 from typing import Any, ClassVar
 
+import redis
 import structlog
-from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
+from redis.exceptions import ReadOnlyError, ResponseError
 
-from overpaint_shared.queues import RENDER_TASK, STAMP_HEADER
+from overpaint_shared.ledger.connections import PlainConnection, TlsConnection
+from overpaint_shared.ledger.faults import refuses_writes
+from overpaint_shared.queues import model_of
 from overpaint_worker.cycle import Intake
+from overpaint_worker.messages import NoMessage, parsed, rebuilt
 
 QUARANTINE_KEY = "op:quarantine"
 QUARANTINE_LENGTH = 100
 QUARANTINE_ITEM_CHARS = 400
-MAX_BODY_CHARS = 4096
-MAX_TITLE_CHARS = 200
+PAUSE_S = 1.0
+"""After a refused BRPOP; as often as Celery's loop turns when nothing happens."""
 
 # kombu's published types lack what its Redis transport has.
 _Channel: Any = kombu_redis.Channel
+_QoS: Any = kombu_redis.QoS
 _Transport: Any = kombu_redis.Transport
-
-_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_BAD_ITEM = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+_VirtualQoS: Any = virtual.QoS
 
 log = structlog.get_logger(__name__)
 
 
-class NoMessage(ValueError):
-    """An item of a model's queue that names no job."""
+class Refusals:
+    """Whether Redis refuses what Celery writes. Logs the first refusal, and that it has ended."""
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._until = 0.0
+        self.refusing = False
+
+    def note(self, error: Exception) -> None:
+        """Redis has refused something."""
+        self._until = self._clock() + PAUSE_S
+        if not self.refusing:
+            log.warning("Redis refuses writes, waiting", action="broker.refuses", error=str(error))
+        self.refusing = True
+
+    def over(self) -> None:
+        """Redis has taken a command that writes."""
+        if self.refusing:
+            log.info("Redis takes writes again", action="broker.accepts")
+        self.refusing = False
+
+    @property
+    def pausing(self) -> bool:
+        """It refused less than `PAUSE_S` ago."""
+        return self.refusing and self._clock() < self._until
+
+    @contextmanager
+    def forgiven(self) -> Iterator[None]:
+        """Do without what Redis refuses in this block."""
+        try:
+            yield
+        except ResponseError as error:
+            self.note(error)
 
 
-def rebuilt(item: Any, queue: str) -> dict[str, Any]:
-    """A fresh envelope for the job that `item` names. Raises one of `_BAD_ITEM` if it names none."""
-    job = _job_id(item)
-    title, stamp = item["headers"].get("argsrepr", job), item["headers"].get(STAMP_HEADER)
-    priority = item.get("properties", {}).get("priority", 0)
-    return {
-        "body": base64.b64encode(json.dumps([[job], {}, {}]).encode()).decode(),
-        "content-encoding": "utf-8",
-        "content-type": "application/json",
-        "headers": {
-            "lang": "py",
-            "task": RENDER_TASK,
-            "id": job,
-            "root_id": job,
-            "argsrepr": title[:MAX_TITLE_CHARS] if isinstance(title, str) else job,
-            "kwargsrepr": "",
-            STAMP_HEADER: stamp if isinstance(stamp, int | float) and math.isfinite(stamp) else 0.0,
-        },
-        "properties": {
-            "body_encoding": "base64",
-            "correlation_id": job,
-            "delivery_mode": 2,
-            "delivery_tag": str(uuid.uuid4()),
-            "delivery_info": {"exchange": "", "routing_key": queue},
-            "priority": priority if type(priority) is int and 0 <= priority <= 9 else 0,
-        },
-    }
+REFUSALS = Refusals()
 
 
-def _job_id(item: Any) -> str:
-    body = item["body"]
-    if len(body) > MAX_BODY_CHARS:
-        raise NoMessage(f"a body of {len(body)} characters")
-    (job,), _, _ = json.loads(base64.b64decode(body, validate=True))
-    if not isinstance(job, str) or not _JOB_ID.fullmatch(job):
-        raise NoMessage("the argument is no job id")
-    return job
+class PatientClient(redis.Redis):
+    """A server that refuses PING is there: one that cannot write to its disk does so."""
+
+    def ping(self, **options: Any) -> Any:
+        """True if the server answers."""
+        try:
+            return super().ping(**options)
+        except ResponseError as error:
+            if not refuses_writes(error):
+                raise
+            return True
+
+
+class SafeQoS(_QoS):  # type: ignore[misc]
+    """Celery's list of what was taken and has not ended: in Redis if Redis takes it, else in memory alone."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Note a message."""
+        try:
+            super().append(message, delivery_tag)
+        except ResponseError as error:
+            REFUSALS.note(error)
+            _VirtualQoS.append(self, message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Forget a message. An entry that stays in Redis comes back after hours and finds nothing to do."""
+        try:
+            super().ack(delivery_tag)
+        except ResponseError as error:
+            REFUSALS.note(error)
+            _VirtualQoS.ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Forget or return a message; one that cannot be returned is published by the reaper."""
+        try:
+            super().reject(delivery_tag, requeue)
+        except ResponseError as error:
+            REFUSALS.note(error)
+            _VirtualQoS.ack(self, delivery_tag)
+
+    def restore_visible(self, *args: Any, **options: Any) -> None:
+        """Tidy up after dead workers, now or later."""
+        with REFUSALS.forgiven():
+            super().restore_visible(*args, **options)
 
 
 class SafeChannel(_Channel):  # type: ignore[misc]
-    """Puts items that are no JSON aside instead of raising."""
+    """Puts items that are no messages aside, and does without what Redis refuses."""
 
-    # Nothing goes back to its queue when a connection is lost: what was taken runs on under its lease, and
-    # what is
-    # given up is published anew. kombu's own way of putting it back fails, and ends the worker, where the
-    # connection
-    # is gone already or a thread acknowledges at that moment.
+    QoS = SafeQoS
+    connection_class = PlainConnection
+    connection_class_ssl = TlsConnection
+
+    # Nothing goes back to its queue when a connection is lost: what was taken runs on under its lease, and what
+    # is given up is published anew. kombu's own way of putting it back fails, and ends the worker, where the
+    # connection is gone already or a thread acknowledges at that moment.
     do_restore = False
 
-    def _brpop_read(self, **options: Any) -> Any:
+    # Taking
+
+    def _get_client(self) -> type[redis.Redis]:
+        return PatientClient
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if not REFUSALS.pausing:
+            super()._brpop_start(timeout)
+
+    def _brpop_read(self, **options: Any) -> bool:
+        """As kombu's, but the item is ours to parse, and a refusal is no defect."""
         try:
-            return super()._brpop_read(**options)
-        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON; Redis's own errors are neither
-            item = getattr(error, "doc", None) or getattr(error, "object", b"")
+            reply = self._popped(options)
+            if not reply:
+                raise Empty
+            key, item = reply
+            queue = key.decode(errors="replace").rsplit(self.sep, 1)[0]
+            self._queue_cycle.rotate(queue)
+            self._received(item, queue)
+            return True
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+
+    def _popped(self, options: dict[str, Any]) -> Any:
+        connection = self.client.connection
+        try:
+            reply = self.client.parse_response(connection, "BRPOP", **options)
+        except self.connection_errors:
+            connection.disconnect()
+            raise
+        except ResponseError as error:
+            REFUSALS.note(error)
+            if isinstance(error, ReadOnlyError):
+                connection.disconnect()  # the name may stand for another server by now
+            if "WRONGTYPE" in str(error):
+                self._clear_queues()
+            raise Empty from None
+        REFUSALS.over()
+        return reply
+
+    def _received(self, item: bytes, queue: str) -> None:
+        try:
+            message = parsed(item)
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, too long
             self.set_aside(item, error)
             raise Empty from None
+        self.connection._deliver(message, queue)
+
+    def _clear_queues(self) -> None:
+        """Remove what stands in a queue's place and is no list: nothing could be read while it is there."""
+        keys = [self._q_for_pri(queue, step) for queue in self.active_queues for step in self.priority_steps]
+        with REFUSALS.forgiven(), self.conn_or_acquire() as client:
+            for key in keys:
+                if (kind := client.type(key)) not in (b"list", b"none"):
+                    self.set_aside(key, NoMessage(f"a {kind.decode()} in the place of a queue"))
+                    client.delete(key)
+
+    def _receive_one(self, client: Any) -> Any:
+        """A message of remote control: one that Celery cannot read is put aside, too."""
+        try:
+            return super()._receive_one(client)
+        except Empty:
+            raise
+        except ResponseError as error:  # the answer to a PING
+            REFUSALS.note(error)
+        except Exception as error:
+            if isinstance(error, self.connection_errors) and not isinstance(error, KeyError):
+                raise
+            self.set_aside("a message of remote control", error)
+        raise Empty
+
+    # Celery's own writes
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
         """Acknowledge, unless the connection that brought the message is gone: its entry then runs out."""
@@ -109,21 +222,45 @@ class SafeChannel(_Channel):  # type: ignore[misc]
         if not self.closed:
             super().basic_reject(delivery_tag, requeue)
 
+    def _queue_bind(self, *args: Any) -> None:
+        with REFUSALS.forgiven():  # neither our queues nor remote control are looked up there
+            super()._queue_bind(*args)
+
+    def _size(self, queue: str) -> int:
+        with REFUSALS.forgiven():
+            return int(super()._size(queue))
+        return 0
+
+    def _put(self, queue: str, message: Any, **options: Any) -> None:
+        try:
+            super()._put(queue, message, **options)
+        except ResponseError as error:
+            if model_of(queue) is not None:  # a wake-up: its sender must know
+                raise
+            REFUSALS.note(error)
+
+    def _delete(self, *args: Any, **options: Any) -> None:
+        with REFUSALS.forgiven():
+            super()._delete(*args, **options)
+
+    # Putting aside
+
     def set_aside(self, item: object, error: Exception) -> None:
         """Keep the last items that were no messages, for people to look at."""
         reason = f"{type(error).__name__}: {error}"[:QUARANTINE_ITEM_CHARS]
         log.warning("message quarantined", action="message.quarantined", reason=reason, list=QUARANTINE_KEY)
-        record = json.dumps({"reason": reason, "item": repr(item)[:QUARANTINE_ITEM_CHARS]})
-        with self.conn_or_acquire() as client:
+        shown = item[:QUARANTINE_ITEM_CHARS] if isinstance(item, str | bytes) else item
+        record = json.dumps({"reason": reason, "item": repr(shown)[:QUARANTINE_ITEM_CHARS]})
+        with REFUSALS.forgiven(), self.conn_or_acquire() as client:
             client.lpush(QUARANTINE_KEY, record)
             client.ltrim(QUARANTINE_KEY, 0, QUARANTINE_LENGTH - 1)
 
     def put_back(self, envelope: dict[str, Any], queue: str) -> None:
         """Return a message to the front of its queue: the BRPOP that brought it was sent before the worker
-        closed.
+        closed. Where Redis refuses that, the reaper sends another.
         """
         key = self._q_for_pri(queue, envelope["properties"]["priority"])
-        with self.conn_or_acquire() as client:
+        with REFUSALS.forgiven(), self.conn_or_acquire() as client:
             client.rpush(key, json.dumps(envelope))
 
 
@@ -141,7 +278,7 @@ class SafeTransport(_Transport):  # type: ignore[misc]
             return
         try:
             envelope = rebuilt(message, queue)
-        except _BAD_ITEM as error:
+        except Exception as error:  # no item may end the worker, whatever it makes our code raise
             self._channel().set_aside(message, error)
             return
         if intake.closed:
@@ -163,4 +300,4 @@ def install(intake: Intake) -> None:
         TRANSPORT_ALIASES[scheme] = path
 
 
-__all__ = ["QUARANTINE_KEY", "NoMessage", "SafeChannel", "SafeTransport", "install", "rebuilt"]
+__all__ = ["QUARANTINE_KEY", "SafeChannel", "SafeTransport", "install"]

@@ -92,7 +92,7 @@ def place(client: Client, record: JobRecord) -> Place | None:
     """Where a queued job stands; None if it does not wait (any more)."""
     lanes = [lane for lane in client.zrange("op:lanes", 0, -1) if lane.split(":", 2)[1] == record.model]
     own = f"{record.priority_class}:{record.model}:{record.owner}"
-    with client.pipeline(transaction=True) as pipe:
+    with client.pipeline(transaction=False) as pipe:  # a full Redis 6.2 refuses even reads in MULTI
         pipe.zscore(f"op:queued:{record.model}", record.id)
         pipe.zscore(f"op:sent:{own}", record.id)
         pipe.zrank(f"op:wait:{own}", record.id)

@@ -10,6 +10,7 @@ from redis.exceptions import (
     ClusterError,
     MasterDownError,
     NoPermissionError,
+    OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
 )
@@ -23,8 +24,9 @@ from redis.exceptions import (
 from overpaint_shared.errors import LedgerFull, LedgerUnreachable, OverpaintError
 
 _CLUSTER = re.compile(r"\b(MOVED|CROSSSLOT|CLUSTERDOWN|ASK)\b|non local key|cluster mode", re.IGNORECASE)
-_NO_WRITES = re.compile(r"\b(BUSY|UNKILLABLE|NOREPLICAS|MASTERDOWN)\b")
+_NO_WRITES = re.compile(r"\b(BUSY|UNKILLABLE|NOREPLICAS|MASTERDOWN|UNBLOCKED)\b")
 """States of a server in which it takes no command, or no write; they pass, or an operator ends them."""
+_FULL = "used memory > 'maxmemory'"
 
 
 def address(client: redis.Redis) -> str:
@@ -49,6 +51,15 @@ def typed(error: Exception, where: str) -> OverpaintError | None:
     return _refused(error, text, where) if isinstance(error, ResponseError) else None
 
 
+def refuses_writes(error: Exception) -> bool:
+    """Whether a server that is there says that it takes no writes now: this passes, as an absence does."""
+    text = str(error)
+    return isinstance(error, ReadOnlyError | MasterDownError | OutOfMemoryError) or (
+        isinstance(error, ResponseError)
+        and (_FULL in text or "MISCONF" in text or "READONLY" in text or bool(_NO_WRITES.search(text)))
+    )
+
+
 def unreachable(why: str, where: str) -> LedgerUnreachable:
     """Redis at `where` does not answer."""
     fix = (
@@ -59,7 +70,7 @@ def unreachable(why: str, where: str) -> LedgerUnreachable:
 
 
 def _refused(error: ResponseError, text: str, where: str) -> OverpaintError | None:
-    if "used memory > 'maxmemory'" in text:
+    if _FULL in text:
         return _full(
             "has reached its maxmemory", where, "raise maxmemory, or wait until jobs have ended and expired"
         )

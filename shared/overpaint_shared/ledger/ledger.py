@@ -20,6 +20,7 @@ from redis.retry import Retry
 
 from overpaint_shared.errors import OverpaintError, UnknownJob
 from overpaint_shared.ledger import census, inputs, listing, wire
+from overpaint_shared.ledger.connections import tolerate_refused_pings
 from overpaint_shared.ledger.events import Events
 from overpaint_shared.ledger.faults import address, typed_errors
 from overpaint_shared.ledger.reaper import Reaper
@@ -84,6 +85,7 @@ class Ledger:
             retry=Retry(ExponentialWithJitterBackoff(cap=1.0, base=0.05), _RETRIES),
             retry_on_error=[RedisConnectionError, RedisTimeoutError],
         )
+        tolerate_refused_pings(client)
         return cls(client, settings)
 
     def __repr__(self) -> str:
@@ -94,9 +96,8 @@ class Ledger:
         self._client.close()
 
     def ping(self) -> None:
-        """Raise unless Redis answers and can be used."""
+        """Raise unless Redis answers and can be read. No PING: a server with a full disk refuses it."""
         with typed_errors(self._where):
-            self._client.ping()
             listing.refuse_cluster(self._client)
 
     # Producers ------------------------------------------------------------
@@ -171,17 +172,20 @@ class Ledger:
         worker_id: str,
         features: Collection[str] | None = None,
         models: Collection[str] | None = None,
+        *,
+        call: str | None = None,
     ) -> Claim:
         """Take a job for `worker_id`, which can render `features` and `models` (None: anything).
 
         A job that needs a feature which is not here is left for others, and this worker noted as unable. A
-        live lease is busy for everyone, its own worker included.
+        live lease is busy for everyone, its own worker included. `call` names this claim: one that is made
+        again under the same name after an error gets what the first one was given.
         """
         reply = self._run(
             "claim",
             job_id,
             worker_id,
-            uuid.uuid4().hex,  # a repeated call is known by it
+            call or uuid.uuid4().hex,  # a repeated call is known by it
             self._settings.lease_s,
             self._settings.window,
             wire.offer(features),

@@ -64,12 +64,17 @@ class Reaper:
         )
 
     def _holding(self, now: float) -> bool:
-        """Whether Redis was away less than a lease ago: an error, silence of ours, or a young server."""
+        """Whether Redis was away less than a lease ago: an error, silence of ours, or a young server.
+
+        A server that refuses writes is away, also while this reaper holds: else it would hold for one lease
+        from the first refusal and not from the last.
+        """
         lease_s = self._settings.lease_s
         silence_s = max(lease_s / 2, 2 * self._settings.reap_s)
         if self._asked is not None and now - self._asked > silence_s:
             self._held_until = now + lease_s
         self._asked = now
+        self._client.delete("op:nothing")
         uptime_s = self._client.info("server")["uptime_in_seconds"]
         return uptime_s < lease_s or now < self._held_until
 

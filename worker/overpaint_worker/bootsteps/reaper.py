@@ -20,7 +20,9 @@ log = structlog.get_logger(__name__)
 
 
 class Reaper:
-    """One thread's round: announce, reap, look which models wait, and pass revokes on to the ledger."""
+    """One thread's round: announce, send what was not sent, reap, look which models wait, and pass revokes
+    on to the ledger.
+    """
 
     def __init__(self, node: Node, clock: Callable[[], float] = time.monotonic) -> None:
         self._node = node
@@ -45,6 +47,7 @@ class Reaper:
             if self._clock() >= self._next_reap:
                 self._next_reap = self._clock() + self._node.settings.reap_s
                 self._node.announce()
+                self._node.publish_unsent()
                 self._reap()
         except ServiceError as error:
             if not self._away:
