@@ -133,9 +133,9 @@ class SafeChannel(_Channel):  # type: ignore[misc]
     connection_class = PlainConnection
     connection_class_ssl = TlsConnection
 
-    # Nothing goes back to its queue when a connection is lost: what was taken runs on under its lease, and what
-    # is given up is published anew. kombu's own way of putting it back fails, and ends the worker, where the
-    # connection is gone already or a thread acknowledges at that moment.
+    # Nothing goes back to its queue when a connection is lost: what was taken runs on under its lease, and
+    # what is given up is published anew. kombu's own way of putting it back fails, and ends the worker, where
+    # the connection is gone already or a thread acknowledges at that moment.
     do_restore = False
 
     # Taking
@@ -185,7 +185,7 @@ class SafeChannel(_Channel):  # type: ignore[misc]
         except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, too long
             self.set_aside(item, error)
             raise Empty from None
-        self.connection._deliver(message, queue)
+        self.connection._deliver(message, queue)  # noqa: SLF001  # kombu's own way from a channel
 
     def _clear_queues(self) -> None:
         """Remove what stands in a queue's place and is no list: nothing could be read while it is there."""
