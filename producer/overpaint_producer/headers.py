@@ -1,12 +1,14 @@
 """How large a picture file is, from its header: nothing is decoded, and no error is made of what is wrong."""
 
-import stat
 import warnings
 from io import SEEK_CUR, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from overpaint_shared.files import read_picture_file
+from overpaint_shared.headers import look
 from overpaint_shared.job import reference_kind
+from overpaint_shared.setting_views import Limits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF")
 """What a worker reads."""
+LARGEST_BYTES: Final = Limits.max_input_bytes
 _ORIENTATION: Final = 274
 _TURNED: Final = (5, 6, 7, 8)
 """Orientations that swap width and height."""
@@ -65,11 +68,12 @@ def size_of(path: Path) -> tuple[int, int] | None:
     from PIL import Image
 
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
+        data = read_picture_file(path, LARGEST_BYTES, "image", smaller="", found="")
+        if look(data, "image") is None:
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own limit on pixels: nothing is decoded here
-            with Image.open(path, formats=FORMATS) as picture:
+            with Image.open(BytesIO(data), formats=FORMATS) as picture:
                 return upright_size(picture)
     except (
         Exception

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 from overpaint_producer.headers import FORMATS, upright_size
 from overpaint_shared.errors import InputError, SpecError
 from overpaint_shared.files import read_picture_file
+from overpaint_shared.headers import Header, look
 from overpaint_shared.sizes import MISFIT_FIX, misfits
 from overpaint_shared.store_keys import external_address
 
@@ -36,6 +37,7 @@ class LocalPicture:
 
     data: bytes
     size: tuple[int, int]
+    header: Header
 
 
 def read_picture(path: Path, limits: "Limits", field: str) -> LocalPicture:
@@ -50,34 +52,37 @@ def read_picture(path: Path, limits: "Limits", field: str) -> LocalPicture:
         smaller="use a smaller picture, or let an operator raise OVERPAINT_MAX_INPUT_BYTES",
         found="name a picture by a path from the job file's folder, sha256:<hex>, or s3://bucket/key",
     )
-    return LocalPicture(data=data, size=sniff(data, limits, field, str(path)))
+    header, size = sniff(data, limits, field, str(path))
+    return LocalPicture(data=data, size=size, header=header)
 
 
-def sniff(data: bytes, limits: "Limits", field: str, name: str) -> tuple[int, int]:
-    """(width, height) from the header, nothing decoded. InputError for what is no picture, or too much."""
+def sniff(data: bytes, limits: "Limits", field: str, name: str) -> tuple[Header, tuple[int, int]]:
+    """What the header says, and (width, height) upright. InputError for what is no picture, or too much."""
     from PIL import Image
 
+    header = look(data, field, name, max_frames=limits.max_frames)
+    if header is None:
+        raise _no_picture(field, name)
+    if header.width * header.height > limits.max_pixels:
+        raise _too_many("pixels", f"{header.width} x {header.height}", limits.max_pixels, field, name)
+    if header.frames > limits.max_frames:
+        raise _too_many("frames", f"{header.frames} or more", limits.max_frames, field, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own limit on pixels; ours follows
             with Image.open(BytesIO(data), formats=FORMATS) as picture:
-                # MPO is what many phones write: the photograph, then previews and the other eye's view.
-                frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
-                size = upright_size(picture)
-    except Image.DecompressionBombError as error:
-        raise _too_many("pixels", "far more", limits.max_pixels, field, name) from error
+                return header, upright_size(picture)
     except Exception as error:  # Pillow raises what its format readers raise: no list is complete
-        raise InputError(
-            f"{name} is not a picture, so it was not uploaded",
-            field=field,
-            value=name,
-            fix=f"name a picture ({', '.join(FORMATS)})",
-        ) from error
-    if size[0] * size[1] > limits.max_pixels:
-        raise _too_many("pixels", f"{size[0]} x {size[1]}", limits.max_pixels, field, name)
-    if frames > limits.max_frames:
-        raise _too_many("frames", str(frames), limits.max_frames, field, name)
-    return size
+        raise _no_picture(field, name) from error
+
+
+def _no_picture(field: str, name: str) -> InputError:
+    return InputError(
+        f"{name} is not a picture, so it was not uploaded",
+        field=field,
+        value=name,
+        fix=f"name a picture ({', '.join(FORMATS)})",
+    )
 
 
 def _too_many(what: str, given: str, allowed: int, field: str, name: str) -> InputError:

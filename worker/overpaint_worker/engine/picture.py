@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from overpaint_shared.errors import InputError, MaskError
+from overpaint_shared.headers import Header, look
 from overpaint_shared.settings import Limits
 
 from . import colour, deep_png
@@ -167,9 +168,13 @@ def _decode(data: bytes, limits: Limits, field: str, *, compat: bool, drop_keyed
     if len(data) > limits.max_input_bytes:
         fix = f"use a smaller file; this farm takes up to {limits.max_input_bytes} bytes"
         raise InputError(f"the picture has {len(data)} bytes", field=field, value=len(data), fix=fix)
+    header = look(data, field, max_frames=limits.max_frames)
+    if header is None:
+        raise _no_picture(data, field)
+    _check_size(header.width, header.height, limits, field)
+    _check_frames(header, limits, field)
     with _open(data, field) as image:
-        _check_size(image, limits, field)
-        _check_frames(image, limits, field)
+        _check_size(*image.size, limits, field)
         _check_mode(image, field, compat=compat)
         deep = deep_png.is_deep(image) and not compat
         try:
@@ -197,15 +202,10 @@ def _broken(error: Exception, field: str) -> InputError:
 
 
 def _open(data: bytes, field: str) -> Image.Image:
-    fix = "use a PNG, JPEG, WebP or TIFF file"
-    if not data:
-        raise InputError("the picture is empty", field=field, value=0, fix=fix)
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise InputError(
-            "this is not a picture that can be read", field=field, value=data[:16].hex(), fix=fix
-        ) from error
+        raise _no_picture(data, field) from error
     except Exception as error:
         if "too large" in str(error):  # Pillow's refusal of text and profiles that inflate beyond 1 MB
             fix = "save the picture again without its metadata"
@@ -214,8 +214,12 @@ def _open(data: bytes, field: str) -> Image.Image:
         raise _broken(error, field) from error
 
 
-def _check_size(image: Image.Image, limits: Limits, field: str) -> None:
-    width, height = image.size
+def _no_picture(data: bytes, field: str) -> InputError:
+    message = "this is not a picture that can be read" if data else "the picture is empty"
+    return InputError(message, field=field, value=data[:16].hex(), fix="use a PNG, JPEG, WebP or TIFF file")
+
+
+def _check_size(width: int, height: int, limits: Limits, field: str) -> None:
     if width * height > limits.max_pixels or max(width, height) > MAX_SIDE:
         fix = f"scale it down first; this farm takes up to {limits.max_pixels} pixels and {MAX_SIDE} a side"
         raise InputError(
@@ -223,19 +227,14 @@ def _check_size(image: Image.Image, limits: Limits, field: str) -> None:
         )
 
 
-def _check_frames(image: Image.Image, limits: Limits, field: str) -> None:
-    if image.format == "MPO":
-        return  # the further frames are previews and the other eye's view; the first is the photograph
-    try:
-        frames = int(getattr(image, "n_frames", 1))
-    except Exception as error:
-        raise _broken(error, field) from error
-    if frames > limits.max_frames:
+def _check_frames(header: Header, limits: Limits, field: str) -> None:
+    """Those of an MPO do not count: previews, and the other eye's view, behind the photograph."""
+    if header.frames > limits.max_frames:
         fix = "save the one frame that is meant as a picture of its own"
         raise InputError(
-            f"the picture has {frames} frames, {limits.max_frames} allowed",
+            f"the picture has {header.frames} or more frames, {limits.max_frames} allowed",
             field=field,
-            value=frames,
+            value=header.frames,
             fix=fix,
         )
 
