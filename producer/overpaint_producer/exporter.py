@@ -50,7 +50,7 @@ class FarmCollector(Collector):
         yield from _workers(workers)
         yield GaugeMetricFamily(
             "overpaint_quarantined_messages",
-            "Items of the queues that were no messages, the newest hundred.",
+            "Items of the queues and the ledger that could not be used, the newest hundred.",
             value=self._ledger.quarantined(),
         )
 

@@ -12,10 +12,12 @@ OverpaintError
 ├── TokenConflict         exit 2   a submit token that already stands for another spec
 ├── UnknownJob            exit 2   no record has this id
 ├── SettingsError         exit 2   a setting is wrong
+├── DamagedRecord         exit 1   a job's record in Redis cannot be read
 ├── MissingExtraError     exit 2   the command needs an extra that is not installed
 ├── ServiceError          exit 3   Redis or the S3 store
 │   ├── LedgerUnreachable
 │   ├── LedgerFull
+│   ├── LedgerDamaged              a key of the ledger holds something else
 │   └── StoreError
 │       ├── StoreUnreachable
 │       ├── StoreDenied            wrong key, or no permission
@@ -252,6 +254,12 @@ class UnknownJob(OverpaintError):
     exit_code = EXIT_USAGE
 
 
+class DamagedRecord(OverpaintError):
+    """A job's record in Redis cannot be read; what was found is in `op:quarantine`."""
+
+    code = "damaged_record"
+
+
 class MissingExtraError(OverpaintError):
     """The command needs an extra that is not installed; `fix` is the install line."""
 
@@ -276,6 +284,12 @@ class LedgerFull(ServiceError):
     """Redis has no memory left for more jobs."""
 
     code = "ledger_full"
+
+
+class LedgerDamaged(ServiceError):
+    """A key of the ledger holds something that does not belong there."""
+
+    code = "ledger_damaged"
 
 
 class StoreError(ServiceError):

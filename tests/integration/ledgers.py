@@ -85,9 +85,12 @@ class Books:
         for name in ("state:", "owner:", "group:", "queued:", "wait:", "sent:", "leases", "lanes", "expiry")
     )
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, *, odd: bool = False) -> None:
+        """`odd`: records that were put aside may be there, and the census may still count them."""
         keys = [key.decode() for key in client.keys("op:*")]
         records = [key for key in keys if key.startswith("op:job:")]
+        if odd:
+            records = [key for key in records if not client.hexists(key, "odd")]
         indexes = [key for key in keys if key.startswith(self.INDEXES)]
         pipe = client.pipeline(transaction=True)
         for key in records:
@@ -96,6 +99,7 @@ class Books:
             pipe.zrange(key, 0, -1, withscores=True)
         pipe.hgetall("op:census")
         *rows, census = pipe.execute()
+        self._odd = odd
         self.census = {name.decode(): int(jobs) for name, jobs in census.items()}
         self.records = {
             key.removeprefix("op:job:"): {name.decode(): value.decode() for name, value in fields.items()}
@@ -129,12 +133,15 @@ class Books:
         assert self.where("op:state:") == {job_id: [fields["state"]] for job_id, fields in records.items()}
         assert self.where("op:owner:") == {job_id: [fields["owner"]] for job_id, fields in records.items()}
         assert self.where("op:queued:") == {job_id: [records[job_id]["model"]] for job_id in queued}
-        assert self.census == Counter(f"{r['state']}|{r['model']}|{method(r)}" for r in records.values())
+        assert self._odd or self.census == Counter(
+            f"{r['state']}|{r['model']}|{method(r)}" for r in records.values()
+        )
         waiting, sent = self.where("op:wait:"), self.where("op:sent:")
         assert not set(waiting) & set(sent)
         assert waiting | sent == {job_id: [lanes[job_id]] for job_id in queued}
         assert set(self.sets.get("op:leases", {})) == leased
-        assert set(self.sets.get("op:expiry", {})) == set(records) - queued - leased
+        expiring = set(self.sets.get("op:expiry", {}))
+        assert (expiring & set(records) if self._odd else expiring) == set(records) - queued - leased
         assert {lane for kind in (waiting, sent) for (lane,) in kind.values()} <= set(
             self.sets.get("op:lanes", {})
         )

@@ -385,7 +385,7 @@ def test_ended_records_are_swept_with_every_trace(redis_url: str, redis_client: 
     books.reap()
     assert books.jobs() == []
     kept = {key.decode() for key in redis_client.scan_iter("op:*") if not key.startswith(b"op:pace:")}
-    assert kept <= {"op:token", "op:moves"}  # the farm's totals name no job
+    assert kept <= {"op:token", "op:moves", "op:scrub"}  # the farm's totals name no job
     (again,) = books.submit([job("e", token="a", spec_json="{}")])
     assert again.created
 

@@ -3,7 +3,7 @@
 import pytest
 from redis._parsers.base import BaseParser
 
-from overpaint_shared.errors import LedgerFull, LedgerUnreachable
+from overpaint_shared.errors import LedgerDamaged, LedgerFull, LedgerUnreachable
 from overpaint_shared.ledger.events import Events
 from overpaint_shared.ledger.faults import typed, typed_errors
 
@@ -56,6 +56,12 @@ def test_a_subscription_that_is_never_confirmed_is_an_expected_failure_and_leave
 
 
 def test_a_command_that_is_wrong_is_a_defect_of_ours_and_stays_what_it_is() -> None:
+    wrong = BaseParser.parse_error("ERR wrong number of arguments for 'get' command")
+    with pytest.raises(type(wrong), match="wrong number"), typed_errors("redis://host:6379/0"):
+        raise wrong
+
+
+def test_a_key_of_another_type_is_told_as_damage_that_a_worker_mends() -> None:
     wrong = BaseParser.parse_error("WRONGTYPE Operation against a key holding the wrong kind of value")
-    with pytest.raises(type(wrong), match="WRONGTYPE"), typed_errors("redis://host:6379/0"):
+    with pytest.raises(LedgerDamaged, match="a worker's reaper"), typed_errors("redis://host:6379/0"):
         raise wrong

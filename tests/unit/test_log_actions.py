@@ -12,6 +12,7 @@ SOURCES = sorted((ROOT / "worker" / "overpaint_worker").rglob("*.py"))
 MADE = {
     "job.{name}": ("job.done", "job.failed", "job.cancelled"),
     "reaper.{action}": ("reaper.expired", "reaper.stale", "reaper.unable"),
+    "ledger.{action}": ("ledger.odd", "ledger.mended"),
 }
 """Keys that the code puts together."""
 

@@ -1,8 +1,7 @@
 """Following jobs live."""
 
-import json
 from collections.abc import Collection, Iterator
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from redis.client import PubSub
 
@@ -10,6 +9,7 @@ from overpaint_shared.ledger.faults import typed_errors, unreachable
 from overpaint_shared.ledger.listing import Client
 from overpaint_shared.ledger.records import Event
 from overpaint_shared.ledger.states import JobState
+from overpaint_shared.ledger.tolerance import json_object
 
 _FOREVER_S: Final = 1.0  # how long one wait of the endless iterator is
 _CONFIRM_S: Final = 5.0
@@ -59,7 +59,9 @@ class Events:
         if message is None or message["type"] != "message":
             return None
         event = _parsed(message["data"])
-        return event if self._ids is None or event.job_id in self._ids else None
+        if event is None or (self._ids is not None and event.job_id not in self._ids):
+            return None
+        return event
 
     def __iter__(self) -> Iterator[Event]:
         """Events without end."""
@@ -68,14 +70,18 @@ class Events:
                 yield event
 
 
-def _parsed(data: str) -> Event:
-    raw: dict[str, Any] = json.loads(data)
-    return Event(
-        job_id=raw["job"],
-        state=JobState(raw["state"]),
-        stage=raw.get("stage"),
-        step=int(raw.get("step", 0)),
-        of=int(raw.get("of", 0)),
-        attempt=int(raw.get("attempt", 0)),
-        at=float(raw.get("at", 0)),
-    )
+def _parsed(data: str) -> Event | None:
+    """The event that a message tells; None for a message that is no event."""
+    raw = json_object(data) or {}
+    try:
+        return Event(
+            job_id=str(raw["job"]),
+            state=JobState(raw["state"]),
+            stage=None if raw.get("stage") is None else str(raw["stage"]),
+            step=int(raw.get("step", 0)),
+            of=int(raw.get("of", 0)),
+            attempt=int(raw.get("attempt", 0)),
+            at=float(raw.get("at", 0)),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None

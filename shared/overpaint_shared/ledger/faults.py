@@ -21,7 +21,7 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
-from overpaint_shared.errors import LedgerFull, LedgerUnreachable, OverpaintError
+from overpaint_shared.errors import LedgerDamaged, LedgerFull, LedgerUnreachable, OverpaintError
 
 _CLUSTER = re.compile(r"\b(MOVED|CROSSSLOT|CLUSTERDOWN|ASK)\b|non local key|cluster mode", re.IGNORECASE)
 _NO_WRITES = re.compile(r"\b(BUSY|UNKILLABLE|NOREPLICAS|MASTERDOWN|UNBLOCKED)\b")
@@ -82,6 +82,14 @@ def _refused(error: ResponseError, text: str, where: str) -> OverpaintError | No
     if isinstance(error, ClusterError) or _CLUSTER.search(text):
         fix = "use one Redis primary, with replicas if you like"
         return _away("is a Redis Cluster, which is not supported", where, fix)
+    if "WRONGTYPE" in text:
+        message = f"Redis at {where} holds something else at a key of the ledger: {text}"
+        return LedgerDamaged(
+            message,
+            field="redis_url",
+            value=where,
+            fix="try again: a worker's reaper puts it aside within seconds",
+        )
     # The client takes the word off an answer, but not where a script's error quotes it.
     if isinstance(error, ReadOnlyError) or "READONLY" in text:
         return _away("is a read-only replica", where, "point OVERPAINT_REDIS_URL at the primary")

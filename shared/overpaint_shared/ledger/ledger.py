@@ -19,7 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from overpaint_shared.errors import OverpaintError, UnknownJob
-from overpaint_shared.ledger import census, inputs, listing, wire
+from overpaint_shared.ledger import census, inputs, listing, roster, wire
 from overpaint_shared.ledger.connections import tolerate_refused_pings
 from overpaint_shared.ledger.events import Events
 from overpaint_shared.ledger.faults import address, typed_errors
@@ -78,6 +78,7 @@ class Ledger:
         client = redis.Redis.from_url(
             redis_url,
             decode_responses=True,
+            encoding_errors="replace",  # a record's bytes may be anything
             socket_timeout=5.0,
             socket_connect_timeout=3.0,
             socket_keepalive=True,
@@ -188,6 +189,7 @@ class Ledger:
             call or uuid.uuid4().hex,  # a repeated call is known by it
             self._settings.lease_s,
             self._settings.window,
+            self._settings.keep_failed_s,
             wire.offer(features),
             wire.offer(models),
         )
@@ -347,12 +349,12 @@ class Ledger:
     def retire(self, worker_id: str) -> None:
         """Forget a worker that leaves."""
         with typed_errors(self._where):
-            listing.retire(self._client, worker_id)
+            roster.retire(self._client, worker_id)
 
     def workers(self) -> list[WorkerRecord]:
         """The live workers, by name."""
         with typed_errors(self._where):
-            return listing.workers(self._client)
+            return roster.workers(self._client)[0]
 
     def catalogue(self) -> "Catalogue":
         """What the live workers offer together."""

@@ -1,19 +1,19 @@
-"""Reading the ledger: records, listings, counts, workers. Nothing here changes a job.
+"""Reading the ledger: records, listings, counts. Nothing here changes a job.
 
 Without MULTI: a full Redis 6.2 refuses whatever stands in a transaction, even where it only reads.
 """
 
-import json
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from heapq import merge
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
-from overpaint_shared.ledger.records import JobRecord, WorkerRecord
+from overpaint_shared.errors import DamagedRecord, shorten
+from overpaint_shared.ledger.records import JobRecord
 from overpaint_shared.ledger.states import JobState
+from overpaint_shared.ledger.tolerance import answers, json_object, number, tolerated
 
 _CHUNK: Final = 200
 Fields = Mapping[str, str]
@@ -49,6 +49,11 @@ class Filter:
         )
 
 
+def queued_index(model: str) -> str:
+    """The sorted set of a model's queued jobs."""
+    return f"op:queued:{model}"
+
+
 def states(state: JobState | Collection[JobState] | None) -> frozenset[JobState] | None:
     """One state, several, or any."""
     if state is None:
@@ -57,12 +62,24 @@ def states(state: JobState | Collection[JobState] | None) -> frozenset[JobState]
 
 
 def job(client: Client, job_id: str) -> JobRecord | None:
-    """One record with its spec."""
+    """One record with its spec. Raises DamagedRecord for one that cannot be read."""
     with client.pipeline(transaction=False) as pipe:
         pipe.hgetall(f"op:job:{job_id}")
         pipe.get(f"op:spec:{job_id}")
-        fields, spec = pipe.execute()
+        fields, spec = answers(pipe)
+    if fields is None:
+        raise damaged(job_id, "it is no record")
     return record(job_id, fields, spec) if fields else None
+
+
+def damaged(job_id: str, why: str) -> DamagedRecord:
+    """The error for a record that cannot be used."""
+    return DamagedRecord(
+        f"the record of job {job_id} is damaged: {why}",
+        field="job",
+        value=job_id,
+        fix="submit the job again; op:quarantine in Redis has what was found",
+    )
 
 
 def jobs(client: Client, wanted: Filter, limit: int) -> list[JobRecord]:
@@ -87,7 +104,7 @@ def _newest(client: Client, indexes: list[str]) -> Iterator[str]:
 def _descending(client: Client, index: str) -> Iterator[tuple[float, str]]:
     """One index from its newest entry on, read in chunks by rank."""
     start = 0
-    while rows := client.zrevrange(index, start, start + _CHUNK - 1, withscores=True):
+    while rows := tolerated(client.zrevrange, index, start, start + _CHUNK - 1, withscores=True):
         for job_id, created in rows:
             yield float(created), str(job_id)
         start += len(rows)
@@ -105,16 +122,32 @@ def _chunked(ids: Iterator[str]) -> Iterator[list[str]]:
 
 
 def records(client: Client, ids: list[str]) -> list[JobRecord]:
-    """Those of the records that are there, without their specs."""
+    """Those of the records that are there and can be read, without their specs."""
     with client.pipeline(transaction=False) as pipe:
         for job_id in ids:
             pipe.hgetall(f"op:job:{job_id}")
-        rows = pipe.execute()
-    return [record(job_id, fields) for job_id, fields in zip(ids, rows, strict=True) if fields]
+        rows = answers(pipe)
+    return [found for job_id, fields in zip(ids, rows, strict=True) if (found := _readable(job_id, fields))]
+
+
+def _readable(job_id: str, fields: Fields | None) -> JobRecord | None:
+    try:
+        return record(job_id, fields) if fields else None
+    except DamagedRecord:
+        return None
 
 
 def record(job_id: str, fields: Fields, spec_json: str | None = None) -> JobRecord:
-    """The value of a record's hash. Fields that were never set have their defaults."""
+    """The value of a record's hash. Fields that were never set have their defaults. Raises DamagedRecord."""
+    if "odd" in fields:
+        raise damaged(job_id, fields["odd"])
+    try:
+        return _record(job_id, fields, spec_json)
+    except (KeyError, ValueError, OverflowError) as error:
+        raise damaged(job_id, f"{type(error).__name__}: {shorten(str(error))}") from error
+
+
+def _record(job_id: str, fields: Fields, spec_json: str | None) -> JobRecord:
     return JobRecord(
         id=job_id,
         owner=fields["owner"],
@@ -125,10 +158,10 @@ def record(job_id: str, fields: Fields, spec_json: str | None = None) -> JobReco
         title=fields.get("title", ""),
         features=_names(fields.get("features")),
         group=fields.get("group"),
-        labels=_json(fields.get("labels")) or {},
+        labels=_texts(fields.get("labels")),
         submit_token=fields.get("submit_token"),
-        created=float(fields["created"]),
-        since=float(fields["since"]),
+        created=_seconds(fields["created"]) or 0.0,
+        since=_seconds(fields["since"]) or 0.0,
         started=_seconds(fields.get("started")),
         ended=_seconds(fields.get("ended")),
         attempt=int(fields.get("attempt", 0)),
@@ -139,10 +172,10 @@ def record(job_id: str, fields: Fields, spec_json: str | None = None) -> JobReco
         worker_name=fields.get("worker_name"),
         lease=_seconds(fields.get("lease")),
         stage=fields.get("stage"),
-        step=int(fields.get("step", 0)),
-        of=int(fields.get("of", 0)),
-        result=_json(fields.get("result")),
-        error=_json(fields.get("error")),
+        step=_step(fields.get("step")),
+        of=_step(fields.get("of")),
+        result=json_object(fields.get("result")),
+        error=json_object(fields.get("error")),
         fault=fields.get("fault"),
         excluded=_names(fields.get("excluded")),
         spec_json=spec_json,
@@ -154,11 +187,21 @@ def _names(text: str | None) -> frozenset[str]:
 
 
 def _seconds(text: str | None) -> float | None:
-    return float(text) if text else None
+    """A time. Raises ValueError for what is none."""
+    if not text:
+        return None
+    if (value := number(text)) is None:
+        raise ValueError(f"{text!r} is no time")
+    return value
 
 
-def _json(text: str | None) -> dict[str, Any] | None:
-    return json.loads(text) if text else None
+def _step(text: str | None) -> int:
+    """Progress decides nothing, so what cannot be read is none."""
+    return int(number(text) or 0)
+
+
+def _texts(text: str | None) -> dict[str, str]:
+    return {str(name): str(value) for name, value in (json_object(text) or {}).items()}
 
 
 def counts(client: Client) -> dict[JobState, int]:
@@ -166,21 +209,21 @@ def counts(client: Client) -> dict[JobState, int]:
     with client.pipeline(transaction=False) as pipe:
         for state in JobState:
             pipe.zcard(f"op:state:{state}")
-        return dict(zip(JobState, pipe.execute(), strict=True))
+        return {state: jobs or 0 for state, jobs in zip(JobState, answers(pipe), strict=True)}
 
 
 def depth(client: Client, model: str | None) -> int:
     """How many jobs are queued."""
-    index = f"op:state:{JobState.QUEUED}" if model is None else f"op:queued:{model}"
-    return int(client.zcard(index))
+    index = f"op:state:{JobState.QUEUED}" if model is None else queued_index(model)
+    return int(tolerated(client.zcard, index) or 0)
 
 
 def oldest_waiting(client: Client, model: str) -> float | None:
     """Seconds that the oldest queued job of `model` has waited."""
     with client.pipeline(transaction=False) as pipe:
-        pipe.zrange(f"op:queued:{model}", 0, 0, withscores=True)
+        pipe.zrange(queued_index(model), 0, 0, withscores=True)
         pipe.time()
-        oldest, (seconds, microseconds) = pipe.execute()
+        oldest, (seconds, microseconds) = answers(pipe)
     if not oldest:
         return None
     now = float(seconds + microseconds / 1e6)
@@ -191,29 +234,6 @@ def clock(client: Client) -> float:
     """The time of Redis."""
     seconds, microseconds = client.time()
     return float(seconds + microseconds / 1e6)
-
-
-def workers(client: Client) -> list[WorkerRecord]:
-    """The live workers, by name. Names of dead ones are dropped from the index."""
-    ids = sorted(client.smembers("op:workers"))
-    with client.pipeline(transaction=False) as pipe:
-        for worker_id in ids:
-            pipe.hget(f"op:worker:{worker_id}", "record")
-        rows = pipe.execute()
-    dead = [worker_id for worker_id, row in zip(ids, rows, strict=True) if row is None]
-    if dead:  # one that announces itself in this moment does so again soon
-        with suppress(ResponseError):  # who may only look, or may not write now, leaves it to others
-            client.srem("op:workers", *dead)
-    live = [WorkerRecord.from_json(json.loads(row)) for row in rows if row is not None]
-    return sorted(live, key=lambda worker: (worker.name, worker.id))
-
-
-def retire(client: Client, worker_id: str) -> None:
-    """Forget a worker."""
-    with client.pipeline(transaction=False) as pipe:
-        pipe.delete(f"op:worker:{worker_id}")
-        pipe.srem("op:workers", worker_id)
-        pipe.execute()
 
 
 def refuse_cluster(client: Client) -> None:

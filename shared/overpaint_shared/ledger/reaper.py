@@ -1,19 +1,23 @@
 """Mending what died. Any number of reapers may run; each call does a bounded amount of work."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import redis
+from redis.exceptions import ResponseError
 
-from overpaint_shared.errors import UnsupportedError
-from overpaint_shared.ledger import listing, wire
+from overpaint_shared.errors import LedgerFull, LedgerUnreachable, UnsupportedError
+from overpaint_shared.ledger import listing, roster, wire
+from overpaint_shared.ledger.faults import typed
+from overpaint_shared.ledger.listing import queued_index
 from overpaint_shared.ledger.records import Reaped, Wakeup, WorkerRecord
 from overpaint_shared.ledger.scripts import Scripts
 from overpaint_shared.setting_views import LedgerSettings
 
 _LANES: Final = 64  # lanes visited in one call, least recently visited first
 _JOBS: Final = 256  # jobs changed in one step of one call
+_PIECE: Final = 64  # entries of each index looked at in one call
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,25 @@ class _Suspect:
     excluded: frozenset[str]
     unable_s: float
     fault: str
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What one round has found so far."""
+
+    expired: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
+    unable: list[str] = field(default_factory=list)
+    mended: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+    wakeups: list[Wakeup] = field(default_factory=list)
+    suspects: list[_Suspect] = field(default_factory=list)
+    lanes: list[str] = field(default_factory=list)
+
+    def take(self, due: Sequence[Any], odd: Sequence[str]) -> None:
+        """Keep the wake-ups of a script, and what it put aside."""
+        self.wakeups += wire.wakeups(due)
+        self.odd += odd
 
 
 class Reaper:
@@ -47,21 +70,53 @@ class Reaper:
             raise
 
     def _round(self) -> Reaped:
+        """Each step by itself: one that Redis refuses because of what it holds keeps none of the others."""
+        found = _Findings()
+        for step in (self._expire, self._tend, self._scrub, self._fail_unable, self._sweep):
+            try:
+                step(found)
+            except ResponseError as error:
+                if isinstance(typed(error, ""), LedgerUnreachable | LedgerFull):
+                    raise  # the server's state, not an entry's
+                found.odd.append(f"{step.__name__.strip('_')}: {error}")
+        return Reaped(
+            expired=tuple(found.expired),
+            stale=tuple(found.stale),
+            unable=tuple(found.unable),
+            mended=tuple(found.mended),
+            odd=tuple(found.odd),
+            wakeups=tuple(found.wakeups),
+        )
+
+    def _expire(self, found: "_Findings") -> None:
         settings = self._settings
-        expired, due = self._scripts.run(
+        expired, due, odd = self._scripts.run(
             "expire", settings.window, settings.max_lost_hosts, settings.keep_failed_s, _JOBS
         )
-        stale, tended, suspects, lanes = self._scripts.run(
+        found.expired += expired
+        found.take(due, odd)
+
+    def _tend(self, found: "_Findings") -> None:
+        settings = self._settings
+        stale, due, suspects, lanes, odd = self._scripts.run(
             "tend", settings.window, settings.reap_grace_s, settings.age_s, _LANES, _JOBS
         )
-        unable, failed = self._fail_unable(_suspects(suspects), lanes)
-        self._scripts.run("sweep", _JOBS)
-        return Reaped(
-            expired=tuple(expired),
-            stale=tuple(stale),
-            unable=tuple(unable),
-            wakeups=(*wire.wakeups(due), *wire.wakeups(tended), *failed),
+        found.stale += stale
+        found.suspects += _suspects(suspects)
+        found.lanes += lanes
+        found.take(due, odd)
+
+    def _scrub(self, found: "_Findings") -> None:
+        settings = self._settings
+        mended, odd = self._scripts.run(
+            "scrub", settings.reap_s, settings.lease_s, settings.keep_failed_s, _PIECE
         )
+        found.mended += mended
+        found.take((), odd)
+
+    def _sweep(self, found: "_Findings") -> None:
+        _, odd = self._scripts.run("sweep", _JOBS)
+        found.take((), odd)
 
     def _holding(self, now: float) -> bool:
         """Whether Redis was away less than a lease ago: an error, silence of ours, or a young server.
@@ -78,35 +133,37 @@ class Reaper:
         uptime_s = self._client.info("server")["uptime_in_seconds"]
         return uptime_s < lease_s or now < self._held_until
 
-    def _fail_unable(
-        self, suspects: Sequence[_Suspect], lanes: Sequence[str]
-    ) -> tuple[list[str], tuple[Wakeup, ...]]:
+    def _fail_unable(self, found: "_Findings") -> None:
         """Fail what no live worker has been able to render for `unable_after_s`."""
-        live = listing.workers(self._client)
+        live, odd = roster.workers(self._client)
+        for worker_id, why in odd.items():
+            roster.put_aside(self._client, worker_id, why)
+            found.odd.append(f"op:worker:{worker_id} {why}")
         if not live:  # nobody to judge by
-            return [], ()
-        failed: list[str] = []
-        due: tuple[Wakeup, ...] = ()
-        for ids, error in (*self._lacking(suspects, live), *self._unserved(lanes, live)):
-            done, more = self._scripts.run(
-                "fail", self._settings.window, self._settings.keep_failed_s, error.to_json(), *ids
+            return
+        for index, ids, error in (*self._lacking(found.suspects, live), *self._unserved(found.lanes, live)):
+            failed, due, strange = self._scripts.run(
+                "fail", index, self._settings.window, self._settings.keep_failed_s, error.to_json(), *ids
             )
-            failed += done
-            due += wire.wakeups(more)
-        return failed, due
+            found.unable += failed
+            found.take(due, strange)
 
     def _lacking(
         self, suspects: Sequence[_Suspect], live: Sequence[WorkerRecord]
-    ) -> list[tuple[list[str], UnsupportedError]]:
+    ) -> list[tuple[str, list[str], UnsupportedError]]:
         late = [one for one in suspects if one.unable_s >= self._settings.unable_after_s]
-        return [([one.id], _unsupported(one, live)) for one in late if not _able(one, live)]
+        return [
+            (queued_index(one.model), [one.id], _unsupported(one, live))
+            for one in late
+            if not _able(one, live)
+        ]
 
     def _unserved(
         self, lanes: Sequence[str], live: Sequence[WorkerRecord]
-    ) -> list[tuple[list[str], UnsupportedError]]:
+    ) -> list[tuple[str, list[str], UnsupportedError]]:
         """Jobs of models whose queue no live worker has read for `unable_after_s` of being watched."""
         served = {model for worker in live for model in worker.serves}
-        waiting = {lane.split(":", 2)[1] for lane in lanes}
+        waiting = {found.model for lane in lanes if (found := wire.lane(lane)) is not None}
         # Times in which no reaper looked do not count: an idle farm's workers come back one by one.
         gap_s = max(self._settings.lease_s, 2 * self._settings.reap_s)
         overdue = self._scripts.run(
@@ -118,9 +175,9 @@ class Reaper:
             *sorted(served),
         )
         return [
-            (ids, _no_worker(model, served))
+            (queued_index(model), ids, _no_worker(model, served))
             for model in overdue
-            if (ids := self._client.zrange(f"op:queued:{model}", 0, _JOBS - 1))
+            if (ids := self._client.zrange(queued_index(model), 0, _JOBS - 1))
         ]
 
 

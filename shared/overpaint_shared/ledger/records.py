@@ -208,6 +208,10 @@ class Reaped:
     """Queued jobs whose message was lost."""
     unable: tuple[str, ...] = ()
     """Jobs that failed because no live worker can render them."""
+    mended: tuple[str, ...] = ()
+    """Index entries that were missing, as `INDEX ID`."""
+    odd: tuple[str, ...] = ()
+    """What could not be used and was put into `op:quarantine`, in words."""
     wakeups: tuple[Wakeup, ...] = ()
     holding: bool = False
     """Redis was away, so this call did nothing: owners renew first."""

@@ -1,6 +1,6 @@
 """The Lua scripts: read from their files, given the tables they share with Python, run by their SHA.
 
-Every script is the constants below, then `prelude.lua`, then its own file.
+Every script is the constants below, then `guard.lua` and `prelude.lua`, then its own file.
 """
 
 import json
@@ -46,6 +46,7 @@ NAMES: Final = (
     "fail",
     "unserved",
     "sweep",
+    "scrub",
     "announce",
 )
 
@@ -79,8 +80,7 @@ def source(name: str) -> str:
     return "\n".join(
         [
             _constants(),
-            (folder / "prelude.lua").read_text(encoding="utf-8"),
-            (folder / f"{name}.lua").read_text(encoding="utf-8"),
+            *((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("guard", "prelude", name)),
         ]
     )
 

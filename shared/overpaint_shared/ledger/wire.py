@@ -1,6 +1,7 @@
 """How values of `records.py` travel to and from the Lua scripts."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -30,6 +31,27 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def priority_class(priority: int) -> int:
     """0, 3, 6 or 9: the class of priority 0 (first) .. 9."""
     return max(step for step in PRIORITY_CLASSES if step <= priority)
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Where jobs of one priority class, model and owner stand in line."""
+
+    priority_class: int
+    model: str
+    owner: str
+
+    def __str__(self) -> str:
+        return f"{self.priority_class}:{self.model}:{self.owner}"
+
+
+def lane(text: str) -> Lane | None:
+    """The lane that an entry of `op:lanes` names; None for anything else."""
+    step, _, rest = text.partition(":")
+    model, _, owner = rest.partition(":")
+    if step not in map(str, PRIORITY_CLASSES) or not model or not owner:
+        return None
+    return Lane(int(step), model, owner)
 
 
 def offer(names: Collection[str] | None) -> str:

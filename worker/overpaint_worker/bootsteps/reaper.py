@@ -66,6 +66,9 @@ class Reaper:
         for action, jobs in (("expired", reaped.expired), ("stale", reaped.stale), ("unable", reaped.unable)):
             if jobs:
                 log.warning(f"jobs {action}", action=f"reaper.{action}", jobs=list(jobs))
+        for action, entries in (("odd", reaped.odd), ("mended", reaped.mended)):
+            if entries:
+                log.warning(f"ledger {action}", action=f"ledger.{action}", entries=list(entries))
         self._node.publish(reaped.wakeups)
 
     def _look(self) -> None:

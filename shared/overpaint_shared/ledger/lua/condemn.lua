@@ -4,10 +4,10 @@ local owner, sha256, since, limit = unpack(ARGV)
 work_when_full()
 local at, key = clock(), 'op:condemned:' .. owner
 
-local ends = redis.call('ZSCORE', key, sha256)
+local ends = call('ZSCORE', key, sha256)
 if ends and tonumber(ends) >= at then return {'taken', ends} end
 
-local made = redis.call('ZRANGEBYSCORE', 'op:owner:' .. owner, since, '+inf', 'LIMIT', 0, limit + 1)
+local made = call('ZRANGEBYSCORE', 'op:owner:' .. owner, since, '+inf', 'LIMIT', 0, limit + 1)
 if #made > tonumber(limit) then return {'unread', ''} end
 for _, id in ipairs(made) do
   local spec = redis.pcall('GET', 'op:spec:' .. id)
@@ -15,6 +15,6 @@ for _, id in ipairs(made) do
 end
 
 ends = seconds(at + CONDEMNED_S)
-redis.call('ZADD', key, ends, sha256)
-redis.call('EXPIRE', key, REMEMBERED_S + CONDEMNED_S)
+call('ZADD', key, ends, sha256)
+call('EXPIRE', key, REMEMBERED_S + CONDEMNED_S)
 return {'condemned', ends}

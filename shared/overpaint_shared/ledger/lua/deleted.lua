@@ -2,5 +2,5 @@
 local owner, sha256, ends = unpack(ARGV)
 work_when_full()
 local key = 'op:condemned:' .. owner
-if tonumber(redis.call('ZSCORE', key, sha256) or -1) == tonumber(ends) then redis.call('ZADD', key, clock(), sha256) end
+if tonumber(call('ZSCORE', key, sha256) or -1) == tonumber(ends) then call('ZADD', key, clock(), sha256) end
 return 1

@@ -1,16 +1,15 @@
--- Fails queued jobs that nobody can render: -> {ids, wake-ups}
-local window, keep_s, fault = unpack(ARGV)
+-- Fails queued jobs that nobody can render: -> {ids, wake-ups, what was put aside}
+local index, window, keep_s, fault = unpack(ARGV)
 work_when_full()
 local at, ids, lanes, out = clock(), {}, {}, {}
 
-for i = 4, #ARGV do
-  local job = load(ARGV[i])
-  if job and job.state == 'queued' then
-    set(job, 'error', fault)
-    move(job, 'failed', at, keep_s)
-    lanes[lane_of(job)] = true
-    ids[#ids + 1] = job.id
-  end
-end
+each(index, {unpack(ARGV, 5)}, function(id)
+  local job = load_from(index, id, is_queued)
+  if not job then return end
+  set(job, 'error', fault)
+  lanes[lane_of(job)] = true
+  move(job, 'failed', at, keep_s)
+  ids[#ids + 1] = id
+end)
 for lane in pairs(lanes) do top_up(lane, window, at, out) end
-return {ids, out}
+return {ids, out, odd}

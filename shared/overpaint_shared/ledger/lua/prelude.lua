@@ -13,11 +13,17 @@
 --   op:pace:<slice>   hash of these PACE_SLICE_S seconds: <model> -> jobs that ended after they ran,
 --                     <model>|busy -> microseconds, told here, in which any of the model's jobs ran
 --   op:condemned:<owner> zset SHA-256 of an input -> when its deletion ends or ended (inputs.py)
+--   op:scrub          hash, how far the reaper has looked through the indexes
+--   op:quarantine     list of what was put aside, as JSON
 --   op:pace:leased:<model> zset by since when it runs; op:pace:since hash model -> from when on that is not told yet
 
 local FIELDS = {'state', 'owner', 'model', 'priority', 'class', 'title', 'created', 'since', 'group', 'submit_token',
   'digest', 'token', 'attempt', 'crashes', 'lost', 'worker', 'worker_name', 'claimed_by', 'excluded', 'unable_since',
-  'features', 'fault'}
+  'features', 'fault', 'odd'}
+local TIMES, COUNTS = {'created', 'since', 'unable_since'}, {'attempt', 'crashes', 'lost'}
+local LONGEST_FIELD, KEEP_ODD_S = 1048576, 604800
+local CLASSES = {}
+for _, class in ipairs(PRIORITY_CLASSES) do CLASSES[tostring(class)] = true end
 local LEASED = {running = true, cancelling = true}
 
 local function clock()
@@ -36,24 +42,42 @@ local function class_of(priority)
   return tostring(class)
 end
 
-local function load(id)
-  local values = redis.call('HMGET', 'op:job:' .. id, unpack(FIELDS))
-  if not values[1] then return nil end
-  local job = {id = id}
-  for i, name in ipairs(FIELDS) do job[name] = values[i] or nil end
-  return job
+-- Why a record cannot be used, in words; nil for a sound one.
+local function oddity(job)
+  if job.odd then return job.odd end
+  if not MOVES[job.state] then return 'its state is ' .. tostring(job.state) end
+  if not job.model or #job.model > 64 or not string.match(job.model, '^[%w._-]+$') then return 'its model is no name' end
+  if not job.owner or #job.owner > 512 or not string.match(job.owner, '^[^%z\1-\32]+$') then
+    return 'its owner is no name'
+  end
+  if not CLASSES[job.class] then return 'its class is ' .. tostring(job.class) end
+  if not string.match(job.priority or '', '^%d$') then return 'its priority is ' .. tostring(job.priority) end
+  for _, name in ipairs(TIMES) do
+    if not is_time(job[name] or name == 'unable_since' and '0') then return 'its ' .. name .. ' is no time' end
+  end
+  for _, name in ipairs(COUNTS) do
+    if job[name] and not is_count(job[name]) then return 'its ' .. name .. ' is no number' end
+  end
+  if job.token and not is_count(job.token, 19) then return 'its token is no number' end
+  for _, name in ipairs(FIELDS) do
+    if job[name] and #job[name] > LONGEST_FIELD then return 'its ' .. name .. ' is too long' end
+  end
 end
 
--- The job that an index names; an entry whose record is gone (somebody's DEL) goes too.
-local function load_from(index, id)
-  local job = load(id)
-  if not job then redis.call('ZREM', index, id) end
-  return job
-end
-
-local function set(job, ...) redis.call('HSET', 'op:job:' .. job.id, ...) end
-local function unset(job, ...) redis.call('HDEL', 'op:job:' .. job.id, ...) end
+local function set(job, ...) call('HSET', 'op:job:' .. job.id, ...) end
+local function unset(job, ...) call('HDEL', 'op:job:' .. job.id, ...) end
 local function lane_of(job) return job.class .. ':' .. job.model .. ':' .. job.owner end
+
+-- A record as it stands, sound or not; nil where there is none.
+local function read(id)
+  local values = call('HMGET', 'op:job:' .. id, unpack(FIELDS))
+  local job, there = {id = id}, false
+  for i, name in ipairs(FIELDS) do
+    job[name] = values[i] or nil
+    there = there or values[i]
+  end
+  return there and job or nil
+end
 
 local function tell(job, at, stage, step, of)
   redis.call('PUBLISH', 'op:events:' .. job.owner, cjson.encode({job = job.id, state = job.state,
@@ -67,63 +91,120 @@ end
 
 local function count_out(job)
   local kind = kind_of(job.state, job)
-  if redis.call('HINCRBY', 'op:census', kind, -1) <= 0 then redis.call('HDEL', 'op:census', kind) end
+  if call('HINCRBY', 'op:census', kind, -1) <= 0 then call('HDEL', 'op:census', kind) end
 end
 
 local function count_in(job, to)
-  redis.call('HINCRBY', 'op:census', kind_of(to, job), 1)
-  redis.call('HINCRBY', 'op:moves', kind_of(to, job), 1)
+  call('HINCRBY', 'op:census', kind_of(to, job), 1)
+  call('HINCRBY', 'op:moves', kind_of(to, job), 1)
 end
+
+-- Takes an id out of every index that its record leads to.
+local function unlink(job)
+  local id = job.id
+  for state in pairs(MOVES) do
+    if call('ZREM', 'op:state:' .. state, id) == 1 and state == job.state and job.model then count_out(job) end
+  end
+  call('ZREM', 'op:leases', id)
+  call('ZREM', 'op:expiry', id)
+  if job.owner then
+    call('ZREM', 'op:owner:' .. job.owner, id)
+    if job.group then call('ZREM', 'op:group:' .. job.owner .. ':' .. job.group, id) end
+    local tokens = 'op:tokens:' .. job.owner
+    if job.submit_token and call('HGET', tokens, job.submit_token) == id then call('HDEL', tokens, job.submit_token) end
+  end
+  if not job.model then return end
+  call('ZREM', 'op:queued:' .. job.model, id)
+  call('ZREM', 'op:pace:leased:' .. job.model, id)
+  for class in pairs(job.owner and CLASSES or {}) do
+    local lane = class .. ':' .. job.model .. ':' .. job.owner
+    call('ZREM', 'op:wait:' .. lane, id)
+    call('ZREM', 'op:sent:' .. lane, id)
+  end
+end
+
+-- A record that cannot be used is kept for a person to look at, for a week, in no index but that of what expires.
+local function bury(job, why)
+  local lease = redis.pcall('ZSCORE', 'op:leases', job.id)
+  if type(lease) == 'table' and lease.err and not string.find(lease.err, 'WRONGTYPE', 1, true) then return end
+  if job.odd or not put_aside('op:job:' .. job.id .. ' cannot be used: ' .. why, cjson.encode(job)) then return end
+  unlink(job)
+  set(job, 'odd', why)
+  call('ZADD', 'op:expiry', clock() + KEEP_ODD_S, job.id)
+end
+
+-- A job whose record is sound; nil for any other, which is put aside.
+local function load(id)
+  local job = read(id)
+  local why = job and oddity(job)
+  if why then bury(job, why) end
+  if not why then return job end
+end
+
+-- The job that an index names and that belongs there. Any other entry leaves the index.
+local function load_from(index, id, belongs)
+  local job = load(id)
+  if job and belongs(job) then return job end
+  local says = job and 'names job ' .. id .. ', which is ' .. job.state or 'names ' .. id .. ', which is no job'
+  if put_aside(index .. ' ' .. says, id) then call('ZREM', index, id) end
+end
+
+local function is_queued(job) return job.state == 'queued' end
+local function is_leased(job) return LEASED[job.state] end
 
 local function pace_slice(at, command, field, more)
   local slice = string.format('op:pace:%d', math.floor(at / PACE_SLICE_S))
-  redis.call(command, slice, field, more)
-  redis.call('EXPIRE', slice, PACE_SLICE_S * (PACE_SLICES + 1))
+  call(command, slice, field, more)
+  call('EXPIRE', slice, PACE_SLICE_S * (PACE_SLICES + 1))
 end
 
 -- A job begins or ceases to run. Only seconds in which jobs ran say how fast they are rendered: a pause is no work.
 local function count_busy(job, at, runs)
-  local since, leased = redis.call('HGET', 'op:pace:since', job.model), 'op:pace:leased:' .. job.model
+  local since, leased = call('HGET', 'op:pace:since', job.model), 'op:pace:leased:' .. job.model
+  if since and not is_time(since) then
+    put_aside('op:pace:since holds ' .. job.model .. ': ' .. since, since)
+    since = false
+  end
   if since then
-    local told = string.format('%.0f', 1e6 * math.max(0, at - tonumber(since)))
+    local told = string.format('%.0f', 1e6 * math.max(0, at - since))
     pace_slice(at, 'HINCRBY', job.model .. '|busy', told)
   end
-  if runs then redis.call('ZADD', leased, at, job.id) else redis.call('ZREM', leased, job.id) end
-  if redis.call('ZCARD', leased) > 0 then
-    redis.call('HSET', 'op:pace:since', job.model, seconds(at))
+  if runs then call('ZADD', leased, at, job.id) else call('ZREM', leased, job.id) end
+  if call('ZCARD', leased) > 0 then
+    call('HSET', 'op:pace:since', job.model, seconds(at))
   else
-    redis.call('HDEL', 'op:pace:since', job.model)
+    call('HDEL', 'op:pace:since', job.model)
   end
 end
 
 local function wait(job, at)
   local lane = lane_of(job)
-  redis.call('ZADD', 'op:wait:' .. lane, at, job.id)
-  redis.call('ZADD', 'op:lanes', 'NX', 0, lane)
+  call('ZADD', 'op:wait:' .. lane, at, job.id)
+  call('ZADD', 'op:lanes', 'NX', 0, lane)
 end
 
 -- The job takes one of its lane's places and its message is due.
 local function wake(job, at, front, out)
   local lane = lane_of(job)
-  redis.call('ZREM', 'op:wait:' .. lane, job.id)
-  redis.call('ZADD', 'op:sent:' .. lane, at, job.id)
-  redis.call('ZADD', 'op:lanes', 'NX', 0, lane)
+  call('ZREM', 'op:wait:' .. lane, job.id)
+  call('ZADD', 'op:sent:' .. lane, at, job.id)
+  call('ZADD', 'op:lanes', 'NX', 0, lane)
   for _, value in ipairs({job.id, job.model, job.class, job.title or '', seconds(at), front}) do out[#out + 1] = value end
 end
 
 local function leave_lane(job)
   local lane = lane_of(job)
-  redis.call('ZREM', 'op:wait:' .. lane, job.id)
-  redis.call('ZREM', 'op:sent:' .. lane, job.id)
+  call('ZREM', 'op:wait:' .. lane, job.id)
+  call('ZREM', 'op:sent:' .. lane, job.id)
 end
 
 -- Fills the free places of a lane with those that wait longest.
 local function top_up(lane, window, at, out)
-  local room = tonumber(window) - redis.call('ZCARD', 'op:sent:' .. lane)
+  local room = tonumber(window) - call('ZCARD', 'op:sent:' .. lane)
   if room <= 0 then return end
-  local first = redis.call('ZPOPMIN', 'op:wait:' .. lane, room)
-  for i = 1, #first, 2 do
-    local job = load(first[i])
+  local waiting = 'op:wait:' .. lane
+  for _, id in ipairs(call('ZRANGE', waiting, 0, room - 1)) do
+    local job = load_from(waiting, id, function(job) return is_queued(job) and lane_of(job) == lane end)
     if job then wake(job, at, '0', out) end
   end
 end
@@ -131,20 +212,20 @@ end
 -- The one way to another state. `keep_s` is how long the record of an ended job is kept.
 local function move(job, to, at, keep_s)
   if not MOVES[job.state][to] then error('illegal move of job ' .. job.id .. ': ' .. job.state .. ' to ' .. to) end
-  redis.call('ZREM', 'op:state:' .. job.state, job.id)
-  redis.call('ZADD', 'op:state:' .. to, job.created, job.id)
+  call('ZREM', 'op:state:' .. job.state, job.id)
+  call('ZADD', 'op:state:' .. to, job.created, job.id)
   count_out(job)
   count_in(job, to)
   if LEASED[job.state] ~= LEASED[to] then count_busy(job, at, LEASED[to]) end
   if LEASED[job.state] and TERMINAL[to] then pace_slice(at, 'HINCRBY', job.model, 1) end
   if job.state == 'queued' then
     leave_lane(job)
-    redis.call('ZREM', 'op:queued:' .. job.model, job.id)
+    call('ZREM', 'op:queued:' .. job.model, job.id)
   elseif LEASED[job.state] and not LEASED[to] then
-    redis.call('ZREM', 'op:leases', job.id)
+    call('ZREM', 'op:leases', job.id)
     unset(job, 'lease', 'claimed_by')
   elseif TERMINAL[job.state] then
-    redis.call('ZREM', 'op:expiry', job.id)
+    call('ZREM', 'op:expiry', job.id)
     unset(job, 'ended', 'result', 'error')
   end
   set(job, 'state', to)
@@ -152,10 +233,10 @@ local function move(job, to, at, keep_s)
   if to == 'queued' then
     unset(job, 'stage', 'step', 'of')
     set(job, 'since', seconds(at))
-    redis.call('ZADD', 'op:queued:' .. job.model, at, job.id)
+    call('ZADD', 'op:queued:' .. job.model, at, job.id)
   elseif TERMINAL[to] then
     set(job, 'ended', seconds(at))
-    redis.call('ZADD', 'op:expiry', at + keep_s, job.id)
+    call('ZADD', 'op:expiry', at + keep_s, job.id)
   end
   tell(job, at)
 end
@@ -176,5 +257,5 @@ local function exclude(job, worker, at)
     job.excluded = job.excluded and (job.excluded .. ',' .. worker) or worker
     set(job, 'excluded', job.excluded)
   end
-  redis.call('HSETNX', 'op:job:' .. job.id, 'unable_since', seconds(at))
+  call('HSETNX', 'op:job:' .. job.id, 'unable_since', seconds(at))
 end

@@ -6,7 +6,7 @@ local job = load(id)
 if not job then return {'', out} end
 if job.token ~= token then return {job.state, out} end
 if job.state == 'queued' then  -- the same call again, or the reaper was first
-  if redis.call('ZSCORE', 'op:sent:' .. lane_of(job), id) then wake(job, at, '1', out) end
+  if call('ZSCORE', 'op:sent:' .. lane_of(job), id) then wake(job, at, '1', out) end
   return {job.state, out}
 end
 if not LEASED[job.state] then return {job.state, out} end
@@ -15,7 +15,7 @@ if detail ~= '' then set(job, 'fault', detail) end
 if job.state == 'cancelling' then
   move(job, 'cancelled', at, keep_s)
 elseif reason == 'crashed' then
-  local crashes = redis.call('HINCRBY', 'op:job:' .. id, 'crashes', 1)
+  local crashes = call('HINCRBY', 'op:job:' .. id, 'crashes', 1)
   if crashes > tonumber(max_crashes) then
     die(job, at, keep_s, 'engine_died', 'the engine of a worker died or hung ' .. crashes .. ' times with this job, last on '
       .. job.worker_name .. (detail ~= '' and ': ' .. detail or ''))

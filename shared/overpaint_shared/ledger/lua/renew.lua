@@ -5,17 +5,16 @@ local at, verdicts = clock(), {}
 
 for i = 3, #ARGV, 5 do
   local id, token, stage, step, of = unpack(ARGV, i, i + 4)
-  local key = 'op:job:' .. id
-  local state, current, owner, attempt, old_stage, old_step, old_of =
-    unpack(redis.call('HMGET', key, 'state', 'token', 'owner', 'attempt', 'stage', 'step', 'of'))
-  if LEASED[state] and current == token then
-    redis.call('HSET', key, 'lease', seconds(at + lease_s))
-    redis.call('ZADD', 'op:leases', at + lease_s, id)
-    if stage ~= '' and (stage ~= old_stage or step ~= old_step or of ~= old_of) then
-      redis.call('HSET', key, 'stage', stage, 'step', step, 'of', of)
-      tell({id = id, state = state, owner = owner, attempt = attempt}, at, stage, tonumber(step), tonumber(of))
+  local job, key = load(id), 'op:job:' .. id
+  if job and LEASED[job.state] and job.token == token then
+    call('HSET', key, 'lease', seconds(at + lease_s))
+    call('ZADD', 'op:leases', at + lease_s, id)
+    local old = stage ~= '' and call('HMGET', key, 'stage', 'step', 'of')
+    if old and (stage ~= old[1] or step ~= old[2] or of ~= old[3]) then
+      call('HSET', key, 'stage', stage, 'step', step, 'of', of)
+      tell(job, at, stage, tonumber(step), tonumber(of))
     end
-    verdicts[#verdicts + 1] = state == 'running' and 'ok' or 'cancel'
+    verdicts[#verdicts + 1] = job.state == 'running' and 'ok' or 'cancel'
   else
     verdicts[#verdicts + 1] = 'lost'
   end

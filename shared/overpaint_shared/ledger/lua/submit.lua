@@ -4,12 +4,12 @@ local id, owner, window, token, digest, spec, model, priority, title, features, 
   unpack(ARGV)
 local at, out = clock(), {}
 
-local known = token ~= '' and redis.call('HGET', 'op:tokens:' .. owner, token)
+local known = token ~= '' and call('HGET', 'op:tokens:' .. owner, token)
 local job = load(known or id)
 if job then
   if job.digest ~= digest or job.owner ~= owner then return {'conflict', job.id, out} end
   -- The first call may have died before it published.
-  if redis.call('ZSCORE', 'op:sent:' .. lane_of(job), job.id) then wake(job, at, '0', out) end
+  if call('ZSCORE', 'op:sent:' .. lane_of(job), job.id) then wake(job, at, '0', out) end
   return {'there', job.id, out}
 end
 
@@ -17,7 +17,7 @@ end
 local gone, seen = {}, tonumber(checked) or at - REMEMBERED_S  -- not told when: any that is remembered
 local stale = checked ~= '' and at - seen > REMEMBERED_S
 for sha256 in string.gmatch(inputs, '[^,]+') do
-  local ends = redis.call('ZSCORE', 'op:condemned:' .. owner, sha256)
+  local ends = call('ZSCORE', 'op:condemned:' .. owner, sha256)
   if stale or (ends and tonumber(ends) >= seen) then gone[#gone + 1] = sha256 end
 end
 if #gone > 0 then return {'gone', id, gone} end
@@ -25,21 +25,21 @@ if #gone > 0 then return {'gone', id, gone} end
 job = {id = id, owner = owner, model = model, class = class_of(priority), title = title, state = 'queued',
   features = features}
 job.created = seconds(at)
-redis.call('SET', 'op:spec:' .. id, spec)
+call('SET', 'op:spec:' .. id, spec)
 set(job, 'state', job.state, 'owner', owner, 'model', model, 'priority', priority, 'class', job.class,
   'created', job.created, 'since', job.created, 'digest', digest, 'title', title, 'features', features)
 if token ~= '' then
   set(job, 'submit_token', token)
-  redis.call('HSET', 'op:tokens:' .. owner, token, id)
+  call('HSET', 'op:tokens:' .. owner, token, id)
 end
 if group ~= '' then
   set(job, 'group', group)
-  redis.call('ZADD', 'op:group:' .. owner .. ':' .. group, at, id)
+  call('ZADD', 'op:group:' .. owner .. ':' .. group, at, id)
 end
 if labels ~= '' then set(job, 'labels', labels) end
-redis.call('ZADD', 'op:owner:' .. owner, at, id)
-redis.call('ZADD', 'op:state:queued', at, id)
-redis.call('ZADD', 'op:queued:' .. model, at, id)
+call('ZADD', 'op:owner:' .. owner, at, id)
+call('ZADD', 'op:state:queued', at, id)
+call('ZADD', 'op:queued:' .. model, at, id)
 count_in(job, 'queued')
 tell(job, at)
 wait(job, at)

@@ -1,19 +1,14 @@
--- Removes records whose time is over, and every index entry of theirs: -> how many
+-- Removes records whose time is over, and every index entry of theirs: -> {how many, what was put aside}
 work_when_full()
 
-local function remove(job)
-  count_out(job)
-  redis.call('ZREM', 'op:expiry', job.id)
-  redis.call('ZREM', 'op:state:' .. job.state, job.id)
-  redis.call('ZREM', 'op:owner:' .. job.owner, job.id)
-  if job.group then redis.call('ZREM', 'op:group:' .. job.owner .. ':' .. job.group, job.id) end
-  if job.submit_token then redis.call('HDEL', 'op:tokens:' .. job.owner, job.submit_token) end
-  redis.call('DEL', 'op:job:' .. job.id, 'op:spec:' .. job.id)
-end
+local function is_over(job) return job.odd or TERMINAL[job.state] end
 
-local ids = redis.call('ZRANGEBYSCORE', 'op:expiry', '-inf', clock(), 'LIMIT', 0, ARGV[1])
-for _, id in ipairs(ids) do
-  local job = load_from('op:expiry', id)
-  if job then remove(job) end
-end
-return #ids
+local ids = call('ZRANGEBYSCORE', 'op:expiry', '-inf', clock(), 'LIMIT', 0, ARGV[1])
+each('op:expiry', ids, function(id)
+  local job = read(id)
+  if not (job and job.odd) then job = load_from('op:expiry', id, is_over) end
+  if not job then return end
+  unlink(job)
+  call('DEL', 'op:job:' .. id, 'op:spec:' .. id)
+end)
+return {#ids, odd}

@@ -5,10 +5,10 @@ work_when_full()
 local at, overdue = clock(), {}
 
 for i = 4, 3 + count do
-  local first, last = string.match(redis.call('HGET', 'op:unserved', ARGV[i]) or '', '^(%S+) (%S+)$')
+  local first, last = string.match(call('HGET', 'op:unserved', ARGV[i]) or '', '^(%d+%.?%d*) (%d+%.?%d*)$')
   if not first or at - last > gap_s then first = seconds(at) end
-  redis.call('HSET', 'op:unserved', ARGV[i], first .. ' ' .. seconds(at))
+  call('HSET', 'op:unserved', ARGV[i], first .. ' ' .. seconds(at))
   if at - first >= after_s then overdue[#overdue + 1] = ARGV[i] end
 end
-for i = 4 + count, #ARGV do redis.call('HDEL', 'op:unserved', ARGV[i]) end
+for i = 4 + count, #ARGV do call('HDEL', 'op:unserved', ARGV[i]) end
 return overdue
