@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from overpaint_producer.private_files import open_private_log, private_folder
 from overpaint_shared.errors import ServiceError
+from overpaint_shared.restart import STEADY_S, Restart
 
 GUARD = Path(__file__).with_name("guard.py")
 POLL_S = 0.02
+GIVE_UP_AFTER = 5
+"""Ends of one child in a row, each within a minute of its start."""
 _LONGEST_LINE = 4096  # of a log that is searched for complaints; a job's text may stand in it
 _FAULT = re.compile(r"\[(?:warning|error|critical) *\] (?P<event>.*?) +action=(?P<rest>.*)")
 _REASON = re.compile(r"""\berror=(?P<quote>['"])(?P<text>.*?)(?P=quote)(?: \w+=|$)""")
@@ -73,6 +76,47 @@ class Child:
             log.seek(self.began)
             return log.read().decode(errors="replace").splitlines()
         return []
+
+
+@dataclass
+class Kept:
+    """A child that is started again when it ends by itself. All calls come from one thread that lives."""
+
+    child: Child
+    again: Callable[[], Child]
+    """Starts it anew; may raise ServiceError."""
+    clock: Callable[[], float] = time.monotonic
+    _restart: Restart = field(default_factory=Restart)
+    _began: float = 0.0
+    _due: float | None = None
+
+    def __post_init__(self) -> None:
+        self._began = self.clock()
+
+    def step(self) -> str | None:
+        """Look after it; what is to be told, if anything. ServiceError when it ends again and again."""
+        if self._due is None:
+            return None if self.child.alive else self._ended(f"status {self.child.process.returncode}")
+        if self.clock() < self._due:
+            return None
+        self._due = None
+        self._began = self.clock()
+        try:
+            self.child = self.again()
+        except ServiceError as error:
+            return self._ended(error.message.partition("\n")[0])
+        return f"{self.child.name} was started again"
+
+    def _ended(self, how: str) -> str:
+        pause_s = self._restart.pause_s(self.clock() - self._began)
+        if self._restart.failures > GIVE_UP_AFTER:
+            raise ServiceError(
+                f"{self.child.name} ended by itself {self._restart.failures} times, each within "
+                f"{STEADY_S:g} s of its start, last with {how}. Its log ends:\n{self.child.tail()}",
+                fix=f"read {self.child.log}",
+            )
+        self._due = self.clock() + pause_s
+        return f"{self.child.name} ended by itself ({how}); it is started again in {pause_s:g} s"
 
 
 def guarded(argv: Sequence[str], last: signal.Signals = signal.SIGKILL) -> list[str]:

@@ -1,7 +1,8 @@
 """A whole farm on this machine: Redis, S3, one worker and Flower, started in order and stopped in reverse.
 
 Everything lies under one folder (`./overpaint-data`): data, logs, and `farm.toml`, by which other commands
-find the farm. A service that the settings name is used instead of starting one.
+find the farm. A service that the settings name is used instead of starting one. What was started and ends by
+itself is started again.
 """
 
 import os
@@ -19,7 +20,7 @@ from typing import Self
 from urllib.error import URLError
 
 from overpaint_producer import children, services
-from overpaint_producer.children import Child
+from overpaint_producer.children import Child, Kept
 from overpaint_producer.client import Farm
 from overpaint_producer.local_folder import CONFIG, LOCK, SHARED, lock, write_config
 from overpaint_shared.errors import MissingExtraError, ServiceError
@@ -57,8 +58,13 @@ class Part:
 
     name: str
     where: str
-    child: Child | None
+    kept: Kept | None = None
     """None for a service that was there before."""
+
+    @property
+    def child(self) -> Child | None:
+        """Its process now."""
+        return self.kept.child if self.kept else None
 
 
 @dataclass
@@ -70,13 +76,15 @@ class LocalFarm:
     settings: Settings = field(init=False)
     """Of the farm that runs, once started."""
     parts: list[Part] = field(default_factory=list, init=False)
-    died: Child | None = field(default=None, init=False)
-    """The part that ended by itself, if one did: the main thread was interrupted then."""
+    given_up: ServiceError | None = field(default=None, init=False)
+    """What to say of a part that ends again and again, if one does: the main thread was interrupted then."""
     flower_password: str = field(default_factory=lambda: secrets.token_urlsafe(12), init=False, repr=False)
     # A record of the worker before this one may still be there, so each has a name of its own.
     _worker_name: str = field(default_factory=lambda: f"local-{secrets.token_hex(3)}", init=False)
     _lock: int = field(default=-1, init=False)
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
+    _over: threading.Event = field(default_factory=threading.Event, init=False)
+    _mending: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __enter__(self) -> Self:
         _need_worker()
@@ -125,14 +133,13 @@ class LocalFarm:
                 Part(
                     name="Redis",
                     where=f"{self.plan.settings.redis_url.shown} {self._yours('redis_url')}",
-                    child=None,
                 )
             )
             return {}
-        redis = services.start_redis(self.data / "redis", log=self._log("redis"))
-        self._add(
-            Part(name="Redis", where=f"{services.HOST}:{redis.port}, with a password", child=redis.child)
-        )
+        folder, log = self.data / "redis", self._log("redis")
+        redis = services.start_redis(folder, log=log)
+        kept = Kept(redis.child, lambda: services.start_redis(folder, redis.port, log=log).child)
+        self._add(Part(name="Redis", where=f"{services.HOST}:{redis.port}, with a password", kept=kept))
         return {"redis_url": redis.url}
 
     def _s3(self) -> dict[str, str]:
@@ -140,10 +147,12 @@ class LocalFarm:
         if settings.source("s3_endpoint_url") or settings.source("s3_access_key"):
             yours = self._yours("s3_endpoint_url" if settings.s3_endpoint_url else "s3_access_key")
             where = f"{settings.s3_endpoint_url or 'Amazon S3'}, bucket {settings.s3_bucket} {yours}"
-            self._add(Part(name="S3", where=where, child=None))
+            self._add(Part(name="S3", where=where))
             return {}
-        s3 = services.start_s3(self.data / "s3", settings.s3_bucket, log=self._log("s3"))
-        self._add(Part(name="S3", where=f"{s3.endpoint_url}, bucket {s3.bucket}", child=s3.child))
+        folder, log = self.data / "s3", self._log("s3")
+        s3 = services.start_s3(folder, settings.s3_bucket, log=log)
+        kept = Kept(s3.child, lambda: services.start_s3(folder, s3.bucket, log=log, same_ports=True).child)
+        self._add(Part(name="S3", where=f"{s3.endpoint_url}, bucket {s3.bucket}", kept=kept))
         return {
             "s3_endpoint_url": s3.endpoint_url,
             "s3_access_key": s3.access_key,
@@ -164,12 +173,16 @@ class LocalFarm:
             argv += ["--threads", str(max(1, (os.cpu_count() or 2) - 1))]
         if self.plan.device != "all":
             argv += ["--name", name]
-        # Asked, it gives its jobs back, where Redis is yours and goes on. The others lose nothing by SIGKILL.
-        child = children.start("worker", argv, log=self._log("worker"), last=signal.SIGTERM)
+
+        def start() -> Child:
+            # Asked, it gives its jobs back, where Redis is yours and goes on. Others lose nothing by SIGKILL.
+            return children.start("worker", argv, log=self._log("worker"), last=signal.SIGTERM)
+
+        child = start()
         named = registry or self.settings.registry
         models = f"models of {self.shown(named)}" if named else "the miniature models"
         where = f"{self.plan.device}, {self.plan.slots} slots, {models}"
-        self._add(Part(name=WORKER, where=where, child=child))
+        self._add(Part(name=WORKER, where=where, kept=Kept(child, start)))
         with Farm(self.settings) as farm:
             known = {record.id for record in farm.workers() if not record.name.startswith(name)}
 
@@ -201,10 +214,14 @@ class LocalFarm:
             "FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{self.flower_password}",
             "OVERPAINT_CONFIG": str(self.config),
         }
-        child = children.start("Flower", argv, log=self._log("flower"), env=secret)
+
+        def start() -> Child:
+            return children.start("Flower", argv, log=self._log("flower"), env=secret)
+
+        child = start()
         url = f"http://{services.HOST}:{port}"
         where = f"{url}, user {FLOWER_USER}, password {self.flower_password}"
-        self._add(Part(name="Flower", where=where, child=child))
+        self._add(Part(name="Flower", where=where, kept=Kept(child, start)))
         children.wait_ready(child, lambda: _answers(f"{url}/healthcheck"), timeout_s=READY_S)
 
     def _add(self, part: Part) -> None:
@@ -220,28 +237,29 @@ class LocalFarm:
     # Running and stopping
 
     def _watch(self) -> None:
-        """Interrupt the main thread when a part ends by itself."""
-        while not self._stopping.wait(WATCH_S):
-            for part in list(self.parts):
-                if part.child and not part.child.alive and not self._stopping.is_set():
-                    self.died = part.child
-                    # A true signal: only that ends a wait on a lock, where the main thread spends its time.
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                    return
+        """Start again what ends by itself. This thread lives as long as what it starts: see `guarded`."""
+        while not self._over.wait(WATCH_S):
+            with self._mending:
+                for part in () if self._stopping.is_set() else list(self.parts):
+                    self._look_after(part)
 
-    def death(self) -> ServiceError | None:
-        """What to say of the part that ended by itself; None if all run."""
-        if self.died is None:
-            return None
-        child = self.died
-        return ServiceError(
-            f"{child.name} ended by itself, status {child.process.returncode}. Its log ends:\n{child.tail()}",
-            fix=f"read {child.log}",
-        )
+    def _look_after(self, part: Part) -> None:
+        try:
+            said = part.kept.step() if part.kept else None
+        except ServiceError as error:
+            self.given_up = error
+            self._stopping.set()
+            # A true signal: only that ends a wait on a lock, where the main thread spends its time.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            return
+        if said:
+            self.say(said)
 
     def stop(self) -> None:
         """Stop what was started, the last first, and let go of the folder. May be called twice."""
         self._stopping.set()
+        self._mending.acquire()  # what is being started now is stopped as well
+        self._mending.release()
         while self.parts:
             part = self.parts[-1]  # it stays there to be hurried or killed
             if part.child is not None:
@@ -249,6 +267,7 @@ class LocalFarm:
                     self.say(f"stopping {part.name}{self._waiting_for() if part.name == WORKER else ''}")
                 part.child.stop(timeout_s=GRACE_S + 10)
             self.parts.pop()
+        self._over.set()
         if self._lock >= 0:
             self.config.unlink(missing_ok=True)  # nobody is there to be found
             os.close(self._lock)

@@ -155,17 +155,23 @@ def free_s3_ports() -> dict[str, int]:
     return ports if _is_free(ports["admin.port"]) else free_s3_ports()
 
 
-def start_s3(folder: Path, bucket: str = "overpaint", *, log: Path | None = None) -> S3Service:
+def start_s3(
+    folder: Path, bucket: str = "overpaint", *, log: Path | None = None, same_ports: bool = False
+) -> S3Service:
     """Start SeaweedFS, its data under `folder`, with `bucket`. Returns when it takes and gives an object.
 
-    Keys are made once per folder. Writes are not fsynced: a power cut, not a crash, may lose the last
-    seconds. Raises ServiceError.
+    Keys are made once per folder. `same_ports`: no others than the folder's last ones (a restart). Writes are
+    not fsynced: a power cut, not a crash, may lose the last seconds. Raises ServiceError.
     """
     program = find_weed()
     folder = private_folder(folder.resolve())
     keys = json.loads(_kept(folder / "keys.json", _new_keys))
     return _with_ports(
-        folder, free_s3_ports, None, lambda ports: _run_s3(program, folder, bucket, keys, ports, log=log)
+        folder,
+        free_s3_ports,
+        None,
+        lambda ports: _run_s3(program, folder, bucket, keys, ports, log=log),
+        same=same_ports,
     )
 
 
@@ -281,16 +287,23 @@ def _with_ports(
     choose: Callable[[], dict[str, int]],
     fixed: int | None,
     run: Callable[[dict[str, int]], T],
+    *,
+    same: bool = False,
 ) -> T:
-    """Call `run` with a port per name: the last ones if all are free, else others until it starts."""
+    """Call `run` with a port per name: the last ones if all are free, else others until it starts.
+
+    `same`: the last ones or none.
+    """
     memory = folder / "ports.json"
     ports = {"port": fixed} if fixed else _remembered(memory, choose().keys())
+    if same and not ports:
+        raise ServiceError("a port that it had is taken by another program", fix="end that program")
     for attempt in range(PORT_TRIES):
         ports = ports or choose()
         try:
             service = run(ports)
         except ServiceError:
-            if fixed or attempt == PORT_TRIES - 1 or all(_is_free(port) for port in ports.values()):
+            if fixed or same or attempt == PORT_TRIES - 1 or all(_is_free(port) for port in ports.values()):
                 raise
             ports = {}
         else:

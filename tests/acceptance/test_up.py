@@ -258,14 +258,26 @@ def test_servers_that_are_given_are_used_and_left_running(
     assert redis_client.ping()
 
 
-@pytest.mark.parametrize("word", ["overpaint-worker", "flower"])
-def test_a_part_that_dies_is_named_and_takes_the_farm_with_it(
-    word: str, folder: Path, servers_given: Environment
+def test_parts_that_end_by_themselves_are_started_again_and_the_farm_goes_on(
+    folder: Path, nothing_set: Environment
 ) -> None:
-    with started(folder, servers_given, "--no-demo") as up:
-        up.part(word).kill()
-        assert up.process.wait(LEAVE_S) == 3
-        assert f"{word.removeprefix('overpaint-')} ended by itself" in up.said.replace("Flower", "flower")
+    Image.new("RGB", (64, 64), "teal").save(folder / "photo.png")
+    spec = {"version": 1, "model": "mini", "source": {"image": "photo.png"}, "method": {"kind": "img2img"}}
+    (folder / "job.json").write_text(json.dumps(spec | {"sampling": {"steps": 2, "seed": 1}}))
+    names = {"valkey-server": "Redis", "weed": "S3", "overpaint-worker": "worker", "flower": "Flower"}
+    with started(folder, nothing_set, "--no-demo") as up:
+        for doomed in [up.part(word) for word in names]:
+            doomed.kill()
+        for name in names.values():
+            wait_until(
+                lambda n=name: f"{n} ended by itself (status -9)" in up.said.replace("S3 (SeaweedFS)", "S3")
+            )
+            wait_until(lambda n=name: f"{n} was started again" in up.said.replace("S3 (SeaweedFS)", "S3"))
+        waited = typed(folder, nothing_set, "submit", "job.json", "--wait")
+        assert waited.returncode == 0, waited.stderr
+        up.family = psutil.Process(up.process.pid).children(recursive=True)
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(LEAVE_S) == 0, up.said
         assert up.left() == []
 
 

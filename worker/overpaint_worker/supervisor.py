@@ -18,11 +18,10 @@ from types import FrameType
 
 import structlog
 
+from overpaint_shared.restart import Restart
 from overpaint_worker.options import CPU
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-LONGEST_PAUSE_S = 60.0
-STEADY_S = 60.0
 TICK_S = 0.1
 DEVICES_TIMEOUT_S = 120
 NOT_RESTARTED = (0, 2)
@@ -69,20 +68,6 @@ def worker_command(
     out += [] if metrics_port is None else ["--metrics-port", str(metrics_port)]
     out += [] if name is None else ["--name", f"{name}-{device.replace(':', '')}"]
     return [sys.executable, "-m", "overpaint_worker.main", "--device", device, *out]
-
-
-@dataclass
-class Restart:
-    """When a worker that failed is started again: after 1, 2, 4 ... seconds, and from 1 again after a steady
-    minute.
-    """
-
-    failures: int = 0
-
-    def pause_s(self, lived_s: float) -> float:
-        """Seconds to wait after a life of `lived_s`."""
-        self.failures = 1 if lived_s >= STEADY_S else self.failures + 1
-        return min(LONGEST_PAUSE_S, 2.0 ** (self.failures - 1))
 
 
 @dataclass
@@ -136,7 +121,7 @@ class Supervisor:
             if status is None:
                 return
             self._ended(post, status)
-        if not post.over and self._clock() >= post.due:
+        if not post.over and (self._stopping.is_set() or self._clock() >= post.due):
             self._start(post)
 
     def _ended(self, post: _Post, status: int) -> None:

@@ -55,7 +55,8 @@ EPILOG = examples(
 def up(context: Context, /, *, as_json: bool, once: bool, no_demo: bool, **options: Any) -> int:
     """Start a whole farm on this machine: Redis, S3, a worker and Flower. Ctrl-C stops it.
 
-    A service that the options, the environment or the configuration name is used, not started.
+    A service that the options, the environment or the configuration name is used, not started. What ends by
+    itself is started again, unless it does so again and again.
     """
     from overpaint_producer.local import LocalFarm, Plan
     from overpaint_producer.local_folder import clear
@@ -83,9 +84,8 @@ def up(context: Context, /, *, as_json: bool, once: bool, no_demo: bool, **optio
                 say("Ctrl-C stops it. Meanwhile, in another terminal: overpaint submit JOB.json --wait")
                 threading.Event().wait()
     except KeyboardInterrupt:
-        death = farm.death()
-        if death is not None:
-            raise death from None
+        if farm.given_up is not None:
+            raise farm.given_up from None
         return EXIT_DONE if ready else EXIT_INTERRUPTED
     return EXIT_DONE
 
