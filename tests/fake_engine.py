@@ -1,23 +1,28 @@
 """An engine without torch, for tests of the worker around it: it speaks the protocol, and misbehaves if told.
 
 A job's prompt is its script, JSON: `{"step_s": 0.01, "do": "kill", "at": 2}`. `do` is one of ACTIONS, at step
-`at` (0: before the first word about the job). All that it does goes to the journal, a file of JSON lines.
+`at` (0: before the first word about the job). A job with a `mark` gets a picture that its spec and its inputs
+decide, and no other job's do: `marked`. All that it does goes to the journal, a file of JSON lines.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import signal
 import sys
 import threading
 import time
+import tomllib
+from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from overpaint_worker import protocol
 
-ACTIONS = ("kill", "stop", "fail", "unable", "oom")
+ACTIONS = ("kill", "stop", "decode", "fail", "unable", "oom")
+"""`stop` hangs in a step, `decode` in a decoder beside the loop, which goes on."""
 JOURNAL = "FAKE_ENGINE_JOURNAL"
 START_S = "FAKE_ENGINE_START_S"
 CREDITS = "FAKE_ENGINE_CREDITS"
@@ -30,6 +35,14 @@ DIE_AT_START = "FAKE_ENGINE_DIES"
 TRAITS = {"name": "tiny", "kind": "model", "family": "sd", "channels": 4, "prediction": "epsilon"}
 
 
+def marked(model: str, seed: int, prompt: str, inputs: Iterable[bytes]) -> bytes:
+    """The picture of a job with a mark."""
+    digest = hashlib.sha256(json.dumps([model, seed, prompt]).encode())
+    for data in inputs:
+        digest.update(hashlib.sha256(data).digest())
+    return b"marked picture " + digest.hexdigest().encode()
+
+
 class Job:
     def __init__(self, render: protocol.Render) -> None:
         spec = json.loads(render.spec_json)
@@ -37,14 +50,23 @@ class Job:
         self.model = spec["model"]
         self.steps = spec["sampling"]["steps"]
         self.step = 0
-        self.script: dict[str, Any] = json.loads(spec.get("prompt") or "{}")
+        self.prompt = spec.get("prompt") or "{}"
+        self.seed = spec["sampling"]["seed"]
+        self.script: dict[str, Any] = json.loads(self.prompt)
+
+    def picture(self) -> bytes:
+        if "mark" not in self.script:
+            return b"picture of " + self.render.job.encode()
+        return marked(self.model, self.seed, self.prompt, self.render.inputs.values())
 
 
 class Engine:
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, pipe: Connection, names: Iterable[str] = ("tiny",)) -> None:
         self.pipe = pipe
+        self.names = tuple(names)
         self.waiting: list[Job] = []
         self.live: list[Job] = []
+        self.stuck: list[Job] = []
         self.loaded: list[str] = []
         self.turns = self.rows = 0
         self.lock = threading.Lock()
@@ -65,7 +87,7 @@ class Engine:
                 device_name="fake",
                 memory_total=1,
                 features=["method:img2img", "sampler:euler", "scheduler:normal"],
-                catalogue=[TRAITS],
+                catalogue=[TRAITS | {"name": name} for name in self.names],
                 versions={"secrets": ",".join(k for k in os.environ if "SECRET" in k or "REDIS" in k)},
             )
         )
@@ -110,7 +132,7 @@ class Engine:
             journal("loaded", model=model)
 
     def cancel(self, message: protocol.Cancel) -> None:
-        for jobs in (self.waiting, self.live):
+        for jobs in (self.waiting, self.live, self.stuck):
             for job in list(jobs):
                 if (job.render.job, job.render.token) == (message.job, message.token):
                     jobs.remove(job)
@@ -118,18 +140,30 @@ class Engine:
                     self.send(protocol.Cancelled(job=message.job, token=message.token))
 
     def admit(self) -> None:
-        while self.waiting and not any(j.render.alone for j in self.live):
-            if self.waiting[0].render.alone and self.live:
+        while self.waiting and not any(j.render.alone for j in (*self.live, *self.stuck)):
+            if self.waiting[0].render.alone and (self.live or self.stuck):
                 return
             job = self.waiting.pop(0)
             journal("admitted", job, alone=job.render.alone, company=len(self.live))
             self.act(job)
+            if job.script.get("do") == "decode":
+                self.stick(job)
+                continue
             self.live.append(job)
             if job.model not in self.loaded:
                 self.loaded.append(job.model)
                 self.send(protocol.Loading(model=job.model))
                 self.send(protocol.Loaded(model=job.model, seconds=0.0))
                 journal("loaded", job, model=job.model)
+
+    def stick(self, job: Job) -> None:
+        journal("decode", job)
+        self.stuck.append(job)
+        self.send(
+            protocol.Progress(
+                job=job.render.job, token=job.render.token, stage="prepare", step=0, of=job.steps
+            )
+        )
 
     def turn(self) -> None:
         with self.lock:
@@ -153,7 +187,7 @@ class Engine:
         self.send(
             protocol.Stats(
                 live=len(self.live),
-                held=len(self.live) + len(self.waiting),
+                held=len(self.live) + len(self.waiting) + len(self.stuck),
                 turns=self.turns,
                 rows=self.rows,
                 memory_used=1,
@@ -181,14 +215,14 @@ class Engine:
         if job.step >= job.steps:
             self.live.remove(job)
             journal("done", job, company=company)
-            files = {"image.png": b"picture of " + render.job.encode(), "receipt.json": b"{}"}
+            files = {"image.png": job.picture(), "receipt.json": b"{}"}
             self.send(
                 protocol.Done(job=render.job, token=render.token, files=files, summary={"steps": job.steps})
             )
 
     def act(self, job: Job) -> bool:
         do, at = job.script.get("do"), job.script.get("at", 1)
-        if do is None or job.step != at:
+        if do in {None, "decode"} or job.step != at:
             return False
         journal(do, job)
         if do == "kill":
@@ -215,13 +249,19 @@ def journal(event: str, job: Job | None = None, **more: Any) -> None:
             file.write(line + "\n")
 
 
+def names(registry: Path) -> Iterable[str]:
+    """The models that it says it has."""
+    return tomllib.loads(registry.read_text())["models"] if registry.is_file() else ("tiny",)
+
+
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--registry", type=Path, default=Path("none"))
     known, _ = parser.parse_known_args()
-    Engine(Connection(known.fd)).run()
+    Engine(Connection(known.fd), names(known.registry)).run()
 
 
 if __name__ == "__main__":

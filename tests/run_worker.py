@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from overpaint_shared.settings import Settings
-from overpaint_worker import logs, main
+from overpaint_worker import logs, main, node
+from overpaint_worker.engine_process import Launch
 from overpaint_worker.options import WorkerOptions
 
 
-def typed(argv: list[str], **fixed: Any) -> None:
-    """Run the command, with options that its command line has not."""
+def typed(argv: list[str], stage_s: float | None = None, **fixed: Any) -> None:
+    """Run the command, with options that its command line has not; `stage_s`: how long a picture may take."""
     if passed := fixed.pop("engine_env", None):
         argv = [*argv, "--engine-env", ",".join(passed)]
+    if stage_s is not None:
+        node.Launch = partial(Launch, cpu_stage_s=stage_s)  # type: ignore[misc,assignment]
     main.WorkerOptions = partial(WorkerOptions, **fixed)  # type: ignore[misc,assignment]
     sys.argv = ["overpaint-worker", *argv]
     main.main()

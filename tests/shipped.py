@@ -234,7 +234,7 @@ class ShippedFarm(TestFarm):
         argv[argv.index("--device") + 1] = "cpu"
         argv[argv.index("--hashes") + 1] = str(self.folder / "hashes.json")
         argv[argv.index("--metrics-port") + 1] = "0"
-        fixed = {name: options.pop(name) for name in ("answer_s",) if name in options}
+        fixed = {name: options.pop(name) for name in ("answer_s", "stage_s") if name in options}
         for name, value in ({"models": ",".join(models)} | options).items():
             argv += [f"--{name.removesuffix('_s').replace('_', '-')}", str(value)]
         return {"argv": [*argv, "--registry", str(registry or self._names(models))], **fixed}
