@@ -44,7 +44,7 @@ def _one(plan: Plan, folder: Path, real: int) -> Result:
     result = campaign(plan, where, say, real)
     for words in (*result.verdict.broken, *late(result)):
         print(f"  BROKEN {words}", flush=True)
-    print(table([result]), flush=True)
+    print(f"  {sum(result.verdict.states.values())} jobs, {len(result.verdict.broken)} broken", flush=True)
     return result
 
 

@@ -149,7 +149,7 @@ class Campaign:
         every = {job.number for job in self.plan.jobs}
         last = 0.0
         while time.monotonic() < zero + self.plan.shape.end_s:
-            if self._left(every) == 0 and not self._messages():
+            if not self.faults.pending and self._left(every) == 0 and not self._messages():
                 break
             if time.monotonic() > last + 15:
                 last = time.monotonic()

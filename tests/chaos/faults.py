@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
@@ -66,6 +66,7 @@ class Faults:
         self.pool = ThreadPoolExecutor(24, thread_name_prefix="fault")
         self._undo: dict[int, Undo] = {}
         self._over = threading.Event()
+        self._running: list[Future[None]] = []
 
     def begin(self, fault: Fault) -> Hit:
         """Let it happen."""
@@ -77,7 +78,7 @@ class Faults:
             if undo is not None:
                 self._undo[fault.number] = undo
         else:
-            self.pool.submit(self._at_once, hit, do)
+            self._running.append(self.pool.submit(self._at_once, hit, do))
         return hit
 
     def end(self, hit: Hit) -> None:
@@ -86,6 +87,11 @@ class Faults:
         if undo is not None:
             undo()
             hit.ended = hit.ended or time.time()
+
+    @property
+    def pending(self) -> bool:
+        """Whether one still tries to happen."""
+        return any(not running.done() for running in self._running)
 
     def close(self) -> None:
         """Wait for what runs."""
@@ -98,8 +104,8 @@ class Faults:
         while True:
             try:
                 hit.said = do(hit)
-                hit.missed = not hit.said
-                break
+                if hit.said:
+                    break
             except (redis.RedisError, ServiceError) as error:
                 hit.said = repr(error)[:200]
             except Exception as error:
@@ -114,13 +120,9 @@ class Faults:
 
     def _worker(self, hit: Hit) -> Life | None:
         """Who is hit: the plan's pick among those that are up."""
-        slots = [
-            slot
-            for slot in self.hurt.workers.slots
-            if slot.open and (not slot.real or hit.fault.number % REAL_EVERY == 0)
-        ]
-        real = [slot for slot in slots if slot.real]
-        slots = real or slots
+        up = [slot for slot in self.hurt.workers.slots if slot.open]
+        slots = [slot for slot in up if slot.real] if hit.fault.number % REAL_EVERY == 0 else []
+        slots = slots or [slot for slot in up if not slot.real]
         if not slots:
             hit.missed = True
             return None

@@ -181,7 +181,7 @@ class Inspector:
             elif life.hurt in {"worker.stop", "end"} and code != 0:
                 self._break(f"{name} was asked to stop and left with status {code}")
             for line in life.process.lines:
-                if str(line.get("action", "")).endswith(".unexpected") or line.get("level") == "critical":
+                if str(line.get("action", "")).endswith(".unexpected"):
                     self.verdict.defects += 1
                     self._break(f"{name}: {json.dumps(line)[:600]}")
         if orphans := self.hurt.orphans():

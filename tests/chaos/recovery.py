@@ -137,12 +137,13 @@ class _Clock:
     waits: Waits
     outages: list[tuple[float, float]]
     lease_s: float = 0.0
-    """A reaper gives owners one lease to renew after an outage."""
 
     def note(self, job: str, began: float, again: float | None) -> None:
         """A job lost its place, and began again."""
         if again is None:
             self.waits.never.append(job)
             return
-        held_up = any(first < again and last > began - self.lease_s for first, last in self.outages)
+        # After an outage a reaper waits one lease, which is when the leases of a host that ends then run out.
+        renewal = self.lease_s / 4
+        held_up = any(first < again and last > began - renewal for first, last in self.outages)
         (self.waits.beside_others if held_up else self.waits.clear).append(again - began)
