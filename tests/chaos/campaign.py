@@ -1,14 +1,14 @@
 """One seed, from a farm's start to its verdict."""
 
+import heapq
 import json
 import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import redis
 
@@ -24,6 +24,8 @@ from tests.shipped import QUICK
 from tests.waiting import wait_until
 
 READY_S = 180.0
+AGAIN_S, AGAIN_FOR_S = 0.5, 10.0
+"""How often, and for how long, a fault looks for somebody to hit."""
 
 
 @dataclass
@@ -107,21 +109,25 @@ class Campaign:
         zero = time.monotonic()
         self.producers.start(zero)
         never = threading.Event()
-        for number, (moment, fault, hit) in enumerate(self._moments()):
+        moments = [(fault.at, fault.number, fault) for fault in self.plan.faults]
+        heapq.heapify(moments)
+        begun: dict[int, Hit] = {}
+        while moments:
+            moment, number, fault = heapq.heappop(moments)
             never.wait(max(0.0, zero + moment - time.monotonic()))
-            if hit is None:
-                self._begun[fault.number] = self.faults.begin(fault)
-            else:
-                self.faults.end(self._begun[fault.number])
-            if number % 20 == 0:
+            if number in begun:
+                self.faults.end(begun[number])
+                continue
+            hit = self.faults.begin(fault)
+            if hit.missed and moment < fault.at + AGAIN_FOR_S:  # whom it would hit is down already
+                self.faults.hits.remove(hit)
+                heapq.heappush(moments, (moment + AGAIN_S, number, fault))
+                continue
+            begun[number] = hit
+            if fault.seconds:
+                heapq.heappush(moments, (moment + fault.seconds, number, fault))
+            if len(begun) % 10 == 0:
                 self._tell(zero)
-
-    def _moments(self) -> Iterator[tuple[float, Any, Any]]:
-        self._begun: dict[int, Hit] = {}
-        begins = [(fault.at, 1, fault.number, fault, None) for fault in self.plan.faults]
-        ends = [(f.at + f.seconds, 0, f.number, f, True) for f in self.plan.faults if f.seconds]
-        for moment, _, _, fault, ends_it in sorted(begins + ends, key=lambda each: each[:3]):
-            yield moment, fault, ends_it
 
     def _tell(self, zero: float) -> None:
         accepted = self.producers.accepted
