@@ -225,24 +225,24 @@ class Faults:
         return self._configured(hit, "min-replicas-to-write", "1")
 
     def _redis_full(self, hit: Hit) -> Undo:
-        with self.redis.client() as client:
-            used = int(client.info("memory")["used_memory"])
+        used = self._asked(lambda client: int(client.info("memory")["used_memory"]))
         return self._configured(hit, "maxmemory", str(used * 9 // 10))
 
     def _configured(self, hit: Hit, name: str, value: str) -> Undo:
-        with self.redis.client() as client:
-            before = client.config_get(name)[name]
+        before = self._asked(lambda client: client.config_get(name)[name])
         self._said("CONFIG", "SET", name, value)
         return self._away(hit, self.redis, lambda: self._said("CONFIG", "SET", name, before))
 
     def _said(self, *words: str) -> None:
-        """A command that must go through: the server may still load its data."""
+        self._asked(lambda client: client.execute_command(*words))
+
+    def _asked(self, call: Callable[["redis.Redis"], Any]) -> Any:
+        """What must go through: the server may still load its data."""
         last = time.monotonic() + PATIENCE_S
         while True:
             with suppress(redis.RedisError), self.redis.client() as client:
-                client.execute_command(*words)
-                return
-            assert time.monotonic() < last, words
+                return call(client)
+            assert time.monotonic() < last, "Redis does not come back"
             time.sleep(0.05)
 
     def _redis_rewrite(self, _hit: Hit) -> str:
@@ -309,9 +309,13 @@ class Faults:
     # The ledger
 
     def _ledger_odd(self, hit: Hit) -> str:
-        put = (self._ended_lease, self._no_hash, self._no_lane, self._no_worker)[hit.fault.number % 4]
+        name = f"{ODD}{hit.fault.number}"
         with self.redis.client() as client:
-            return put(client, f"{ODD}{hit.fault.number}")
+            said = [
+                put(client, name)
+                for put in (self._ended_lease, self._no_hash, self._no_lane, self._no_worker)
+            ]
+        return ", ".join(said) if all(said) else ""
 
     @staticmethod
     def _ended_lease(client: "redis.Redis", _name: str) -> str:
