@@ -29,6 +29,7 @@ CREDITS = "FAKE_ENGINE_CREDITS"
 BUDGET_S = "FAKE_ENGINE_BUDGET_S"
 LOAD_S = "FAKE_ENGINE_LOAD_S"
 UNLOADABLE = "FAKE_ENGINE_UNLOADABLE"
+SPARE_DIES = "FAKE_ENGINE_SPARE_DIES"
 DIE_AT_START = "FAKE_ENGINE_DIES"
 
 
@@ -260,8 +261,24 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--registry", type=Path, default=Path("none"))
+    parser.add_argument("--spare", action="store_true")
     known, _ = parser.parse_known_args()
-    Engine(Connection(known.fd), names(known.registry)).run()
+    pipe = Connection(known.fd)
+    if known.spare:
+        wait_as_spare(pipe)
+    Engine(pipe, names(known.registry)).run()
+
+
+def wait_as_spare(pipe: Connection) -> None:
+    journal("spare")
+    if os.environ.get(SPARE_DIES):
+        os._exit(1)
+    pipe.send_bytes(protocol.encode(protocol.Warm(pid=os.getpid())))
+    try:
+        while not isinstance(protocol.decode(pipe.recv_bytes()), protocol.Begin):
+            pass
+    except (EOFError, OSError):
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,14 @@ import pytest
 
 from overpaint_shared.errors import EngineDied, EngineHung
 from overpaint_worker import protocol
+from overpaint_worker import spare as spare_module
 from overpaint_worker.engine_client import Answer, EngineClient, Gone
 from overpaint_worker.engine_process import Launch, engine_environment
 from tests import fake_engine
 from tests.waiting import wait_until
+
+PROGRAM = fake_engine.__file__
+FAKE = f"import runpy; runpy.run_path({PROGRAM!r}, run_name='__main__')"
 
 
 @dataclass
@@ -33,14 +37,28 @@ class World:
     given_up: list[str] = field(default_factory=list)
     client: EngineClient = field(init=False)
 
-    def start(self, **environment: str) -> None:
+    def start(
+        self, *, spare: bool = False, argv: Sequence[str] = (sys.executable, PROGRAM), **environment: str
+    ) -> None:
         launch = Launch(
-            argv=[sys.executable, fake_engine.__file__],
+            argv=argv,
             environment=engine_environment("") | {fake_engine.JOURNAL: str(self.journal)} | environment,
             answer_s=1.0,
         )
-        self.client = EngineClient(launch, self)
+        self.client = EngineClient(launch, self, spare=spare)
         self.client.start()
+
+    def spares(self) -> list[int]:
+        """The process ids of all spares that were started."""
+        lines = self.journal.read_text().splitlines() if self.journal.exists() else []
+        return [event["pid"] for event in map(json.loads, lines) if event["event"] == "spare"]
+
+    def spare(self, number: int = 1) -> int:
+        """Wait until the spare of that number is warm; its process id."""
+        of = self.client._spare
+        assert of is not None
+        wait_until(lambda: len(self.spares()) == number and of._warm, what="a warm spare")
+        return self.spares()[-1]
 
     def up(self, times: int = 1) -> int:
         wait_until(lambda: len(self.ready) >= times, what="the engine is ready")
@@ -265,4 +283,92 @@ def test_a_model_is_loaded_before_any_job_and_one_that_cannot_be_is_told(world: 
     world.client.load("tiny")
     wait_until(lambda: world.loaded and world.not_loaded)
     assert (world.loaded, world.not_loaded) == (["tiny"], ["torn"])
-    assert world.client.loaded == {"tiny"}
+    assert world.client.loaded == ("tiny",)
+
+
+# The spare
+
+
+def test_the_spare_takes_the_place_of_an_engine_that_dies_and_another_gets_warm(world: World) -> None:
+    world.start(spare=True)
+    pid = world.up()
+    first = world.spare()
+    future = world.render("a", steps=LONG)
+    wait_until(lambda: world.stepped("a"))
+    os.kill(pid, signal.SIGKILL)
+    assert isinstance(future.result(5), Gone)
+    assert world.up(times=2) == first
+    assert isinstance(world.render("b").result(30), protocol.Done)
+    assert world.spare(number=2) not in {first, pid}
+
+
+def test_the_spare_has_the_engines_rules_for_secrets_and_signals(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_PASSWORD", "hush")
+    world.start(spare=True)
+    world.up()
+    pid = world.spare()
+    assert b"hush" not in Path(f"/proc/{pid}/environ").read_bytes()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(pid, number)
+    os.kill(world.ready[-1].pid, signal.SIGKILL)
+    assert world.up(times=2) == pid
+
+
+def test_a_spare_that_dies_is_counted_against_nobody(world: World) -> None:
+    world.start(spare=True)
+    pid = world.up()
+    for number in (1, 2, 3):
+        os.kill(world.spare(number), signal.SIGKILL)
+        spare = world.client._spare
+        assert spare is not None
+        wait_until(lambda of=spare: of._process is None, what="its end is noticed")
+        spare._not_before = 0.0  # else the next one waits some seconds
+    assert isinstance(world.render("a").result(30), protocol.Done)
+    assert (world.client.pid, world.gone, world.given_up) == (pid, 0, [])
+    assert (world.client._barren.count, world.client._barren.in_a_row) == (0, 0)
+
+
+def test_an_engine_whose_spare_is_not_warm_is_started_anew(world: World) -> None:
+    world.start(spare=True, **{fake_engine.SPARE_DIES: "1"})
+    pid = world.up()
+    wait_until(world.spares)
+    os.kill(pid, signal.SIGKILL)
+    assert world.up(times=2) not in {pid, *world.spares()}
+
+
+def test_the_spare_ends_with_its_client(world: World) -> None:
+    world.start(spare=True)
+    world.up()
+    pid = world.spare()
+    world.client.stop()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def test_no_spare_is_started_while_memory_is_short_and_a_warm_one_gives_way(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [spare_module.STARTS_ABOVE - 1]
+    monkeypatch.setattr(spare_module, "free_memory", lambda: free[0])
+    monkeypatch.setattr(spare_module, "LOOK_S", 0.0)
+    world.start(spare=True)
+    world.up()
+    assert isinstance(world.render("a", steps=50).result(30), protocol.Done)
+    assert world.spares() == []
+    free[0] = spare_module.STARTS_ABOVE
+    pid = world.spare()
+    free[0] = spare_module.ENDS_BELOW - 1
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def test_a_program_that_knows_no_spare_is_asked_once(world: World) -> None:
+    program = (
+        f"import sys; sys.argv.remove('--spare') if '--spare' in sys.argv else 0; sys.path[0] = ''\n{FAKE}"
+    )
+    world.start(spare=True, argv=[sys.executable, "-c", program])
+    world.up()
+    spare = world.client._spare
+    assert spare is not None
+    wait_until(lambda: spare._closed)
+    assert isinstance(world.render("a").result(30), protocol.Done)

@@ -5,7 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 
@@ -20,9 +22,9 @@ LEAST_MEMORY = 2**26 if DEVICE.type == "cpu" else 2**24
 
 
 class Engine:
-    def __init__(self, registry):
+    def __init__(self, registry, spare=False):
         ours, theirs = socket.socketpair()
-        options = EngineOptions(fd=-1, registry=registry, device=str(DEVICE))
+        options = EngineOptions(fd=-1, registry=registry, device=str(DEVICE), spare=spare)
         with theirs:
             self.process = subprocess.Popen(
                 [
@@ -169,7 +171,7 @@ def test_options_survive_the_way_through_a_command_line(tmp_path):
 
     options = EngineOptions(
         fd=7, registry=tmp_path / "m.toml", device="cuda:0", threads=3, cpu_threads=4, max_rows=8,
-        kept_models=1, hashes=tmp_path / "h.json", limits=Limits(max_steps=7), json_logs=True,
+        kept_models=1, hashes=tmp_path / "h.json", limits=Limits(max_steps=7), json_logs=True, spare=True,
     )  # fmt: skip
     assert parse([*options.argv(), "--fd", "7"]) == options
 
@@ -206,3 +208,54 @@ def test_a_wrong_registry_is_said_in_words(tmp_path):
         assert b"models.x.path" in engine.process.stderr.read()
     finally:
         engine.close()
+
+
+# The spare
+
+
+def test_a_spare_opens_no_device_until_it_is_told_to_and_reads_the_registry_again(tmp_path, tiny_registry):
+    path = tmp_path / "models.toml"
+    path.write_text("")
+    engine = Engine(path, spare=True)
+    try:
+        assert engine.until(lambda _: True) == p.Warm(pid=engine.process.pid)
+        nvidia = [
+            name for name in Path(f"/proc/{engine.process.pid}/maps").read_text().split() if "/dev/nv" in name
+        ]
+        assert nvidia == []
+        named = tiny_registry.read_text().replace('path = "', f'path = "{tiny_registry.parent}/')
+        path.write_text(named)
+        began = time.monotonic()
+        engine.say(p.Begin())
+        ready = engine.until(lambda m: isinstance(m, p.Ready))
+        assert time.monotonic() - began < 5, "what takes long was done before"
+        assert "tiny" in {traits["name"] for traits in ready.catalogue}
+        engine.say(request("one", img2img(steps=1)))
+        assert isinstance(engine.end("one"), p.Done)
+    finally:
+        engine.close()
+
+
+def test_a_spare_ends_with_the_pipe_while_it_warms_up_and_while_it_waits(tiny_registry):
+    for waits in (False, True):
+        engine = Engine(tiny_registry, spare=True)
+        try:
+            if waits:
+                engine.until(lambda m: isinstance(m, p.Warm))
+            engine.pipe.close()
+            assert engine.process.wait(timeout=30) == 0
+        finally:
+            engine.close()
+
+
+def test_what_a_spare_does_in_advance_opens_no_device(tiny_registry):
+    code = (
+        "import sys; from pathlib import Path; from overpaint_worker.engine.warming import Warming;"
+        "from overpaint_worker.engine.options import EngineOptions;"
+        f"w = Warming(EngineOptions(fd=-1, registry=Path({str(tiny_registry)!r}))); w.run();"
+        "import torch; before = set(sys.modules);"
+        "from overpaint_worker.engine.families.loading import _kinds; _kinds();"
+        "print(torch.cuda.is_initialized(), len(w.hashes._known) > 3, len(set(sys.modules) - before))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "True", "0"]

@@ -17,6 +17,8 @@ EXAMPLES = [
     p.Cancel(job="j1", token=7),
     p.Load(model="sd15"),
     p.Stop(),
+    p.Begin(),
+    p.Warm(pid=1),
     p.Ready(
         pid=1, device="cpu", device_name="x", memory_total=2**40, features=["lora"],
         catalogue=[{"name": "tiny"}], versions={"torch": "2"},

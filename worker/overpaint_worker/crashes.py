@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from overpaint_worker.protocol import CPU_STAGE_BUDGET_S, CPU_STAGES, Progress, Ready, ToWorker, Unit
 
 IDLE = "idle"
+LOAD = "load"
 ANSWER_S = 60.0
 START_S = 180.0
 MAX_BARREN = 3
@@ -92,6 +93,11 @@ class Watch:
             return None
         last = max(self._heard_at, *(flight.sent_at for flight in self.jobs.values()))
         return f"no word for {self.answer_s:g} s" if now > last + self.answer_s else None
+
+    @property
+    def calm(self) -> bool:
+        """It is up and loads nothing, so other work on this machine does not delay a job's first step."""
+        return self.ready and self._unit != LOAD
 
     def suspects(self) -> frozenset[str]:
         """The jobs a crash counts against: those in the unit of work and on the CPU threads.

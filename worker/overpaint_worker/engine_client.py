@@ -1,9 +1,9 @@
 """The engine process as its worker sees it: started, fed, watched, killed and started again.
 
-One permanent thread, the keeper, starts the process and reads from it. (It must be permanent: a process that
-asked to die with its parent dies with the *thread* that started it.) Another writes, so that no caller ever
-waits for a full pipe, and a third kills an engine that misses a deadline. Those who want a job rendered wait
-on a future.
+One thread, the keeper, starts the process, or lets the spare take its place, and reads from it. Another
+writes, so that no caller ever waits for a full pipe. A third kills an engine that misses a deadline, and
+tends the spare. Those who want a job rendered wait on a future. An engine ends with its worker because its
+pipe does.
 """
 
 import threading
@@ -37,6 +37,7 @@ from overpaint_worker.protocol import (
     ToWorker,
     encode,
 )
+from overpaint_worker.spare import Spare
 
 LEAVE_S = 1.0
 WATCH_S = 0.1
@@ -83,8 +84,10 @@ class Listener(Protocol):
 class EngineClient:
     """The worker's engine. All methods are thread-safe and return at once."""
 
-    def __init__(self, launch: Launch, listener: Listener) -> None:
+    def __init__(self, launch: Launch, listener: Listener, *, spare: bool = False) -> None:
+        """`spare`: keep a second process warm, which takes the place of one that dies."""
         self._launch = launch
+        self._spare = Spare(launch) if spare else None
         self._listener = listener
         self._lock = threading.Lock()
         self._futures: dict[tuple[str, int], Future[Answer]] = {}
@@ -94,7 +97,10 @@ class EngineClient:
         self._keeper = threading.Thread(target=self._keep, name="engine-keeper", daemon=True)
         self._watchdog = threading.Thread(target=self._guard, name="engine-watchdog", daemon=True)
         self.stats: Stats | None = None
-        self.loaded: frozenset[str] = frozenset()
+        self.loaded: tuple[str, ...] = ()
+        """The models on the device, used longest ago first."""
+        self.had_loaded: tuple[str, ...] = ()
+        """Those of the engine before, when it ended."""
 
     @property
     def pid(self) -> int | None:
@@ -137,6 +143,8 @@ class EngineClient:
     def stop(self) -> None:
         """End the engine; what it still has is answered with `Gone`, uncounted."""
         self._closing.set()
+        if self._spare:
+            self._spare.close()
         if process := self._process:
             process.send(encode(Stop()))
             process.leave(LEAVE_S)
@@ -147,13 +155,13 @@ class EngineClient:
     def _keep(self) -> None:
         while not self._closing.is_set():
             try:
-                process = EngineProcess(self._launch)
+                process, spare = self._next_process()
             except OSError as error:  # no such program, or no room for one more process
                 self._listener.engine_given_up(f"the engine cannot be started: {error}")
                 return
             with self._lock:
                 self._process = process
-            log.info("engine started", action="engine.started", engine_pid=process.popen.pid)
+            log.info("engine started", action="engine.started", engine_pid=process.popen.pid, spare=spare)
             try:
                 while True:
                     self._heard(process, process.read())
@@ -168,6 +176,12 @@ class EngineClient:
                 )
                 return
             self._closing.wait(self._barren.pause_s)
+
+    def _next_process(self) -> tuple[EngineProcess, bool]:
+        """The spare, or a new process; whether it was the spare."""
+        if self._spare and (process := self._spare.take()):
+            return process, True
+        return EngineProcess(self._launch), False
 
     def _heard(self, process: EngineProcess, message: ToWorker) -> None:
         with self._lock:
@@ -190,7 +204,7 @@ class EngineClient:
             case Loading():
                 log.info("model loading", action="model.loading", model=message.model)
             case Loaded():
-                self.loaded |= {message.model}
+                self.loaded = (*(name for name in self.loaded if name != message.model), message.model)
                 log.info("model loaded", action="model.loaded", model=message.model, seconds=message.seconds)
                 self._listener.engine_loaded(message.model, message.seconds)
             case NotLoaded():
@@ -198,13 +212,13 @@ class EngineClient:
                 log.error("model not loaded", action="model.not_loaded", model=message.model, error=str(why))
                 self._listener.engine_not_loaded(message.model)
             case Stats():
-                self.stats, self.loaded = message, frozenset(message.models)
+                self.stats, self.loaded = message, tuple(message.models)
 
     def _ended(self, process: EngineProcess, error: Exception) -> None:
         status = process.reap()
         with self._lock:
             self._process = None
-            self.stats, self.loaded = None, frozenset()
+            self.stats, self.had_loaded, self.loaded = None, self.loaded, ()
         if self._closing.is_set():
             return
         self._listener.engine_gone()
@@ -252,6 +266,9 @@ class EngineClient:
             with self._lock:
                 process = self._process
                 hang = process.watch.hang(time.monotonic()) if process else None
+                calm = process is not None and process.watch.calm
+            if self._spare:
+                self._spare.tend(wanted=calm)
             if process and hang and not process.hung:
                 process.hung = hang
                 process.popen.kill()

@@ -15,6 +15,7 @@ from overpaint_worker.crashes import ANSWER_S, START_S, Watch
 from overpaint_worker.protocol import (
     CPU_STAGE_BUDGET_S,
     MAX_FRAME_BYTES,
+    Begin,
     Cancel,
     Load,
     ProtocolError,
@@ -85,9 +86,13 @@ class EngineProcess:
     def read(self) -> ToWorker:
         """The next message. Raises EOFError or OSError at the end, ProtocolError for what is none."""
         message = decode(self._connection.recv_bytes(MAX_FRAME_BYTES))
-        if isinstance(message, Render | Cancel | Load | Stop):
+        if isinstance(message, Render | Cancel | Load | Stop | Begin):
             raise ProtocolError(f"the engine sent a {type(message).__name__} message")
         return message
+
+    def waits_to_be_read(self) -> bool:
+        """Whether `read` would return, or raise, at once."""
+        return self._connection.poll()
 
     def reap(self) -> int:
         """End it for certain; its exit status."""

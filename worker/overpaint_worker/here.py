@@ -152,11 +152,13 @@ def _found(opened: Opened, options: EngineOptions) -> Findings:
     from overpaint_worker.engine.assemble import open_device, set_up_torch
     from overpaint_worker.engine.clipseg.findings import Findings, search, texts
     from overpaint_worker.engine.clipseg.store import SegmenterStore
+    from overpaint_worker.engine.families.weights import HashCache
 
     if not texts(opened.spec):
         return Findings()
     set_up_torch(options.threads)
-    store = SegmenterStore(Registry.load(options.registry), open_device(options.device), options.hashes)
+    registry, hashes = Registry.load(options.registry), HashCache(options.hashes)
+    store = SegmenterStore(registry, open_device(options.device), hashes)
     with torch.inference_mode():
         *_, found = search(opened.spec, opened.canvas.rgb, store)
     return found

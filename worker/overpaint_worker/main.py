@@ -72,6 +72,11 @@ SIGTERM or Ctrl-C: finish what runs within the grace, give the rest back. A seco
     help="Where the digests of weights are remembered between starts.",
 )
 @click.option(
+    "--spare/--no-spare",
+    default=True,
+    help="Keep a second engine process warm, for the moment when the engine dies (about 500 MB of memory).",
+)
+@click.option(
     "--engine-env",
     metavar="NAME,...",
     help="Variables that the engine process gets, too; it gets those of its libraries and no secrets.",
@@ -102,6 +107,7 @@ def command(  # noqa: PLR0917  # click gives them by name
     name: str | None,
     threads: int,
     hashes: Path | None,
+    spare: bool,
     engine_env: str | None,
     metrics_port: int | None,
     metrics_host: str,
@@ -134,6 +140,7 @@ def command(  # noqa: PLR0917  # click gives them by name
         threads=threads,
         hashes=hashes,
         warm=_warm_names(warm, names),
+        spare=spare,
         engine_env=_names(engine_env or ""),
         metrics_host=metrics_host,
         metrics_port=metrics_port,

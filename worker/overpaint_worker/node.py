@@ -68,7 +68,7 @@ class Node:
             held=lambda: len(celery_state.reserved_requests),
             switch_after_s=options.switch_after_s,
         )
-        self.engine = EngineClient(_launch(options, self.limits), self)
+        self.engine = EngineClient(_launch(options, self.limits), self, spare=options.spare)
         self.keeper = Keeper(
             self.ledger,
             self.worker_id,
@@ -143,11 +143,15 @@ class Node:
     # What the engine says
 
     def engine_ready(self, ready: protocol.Ready) -> None:
-        """Announce first what it can render, then load what is to be warm, then take messages."""
-        self.ready = ready
+        """Announce first what it can render, then load what is to be warm, then take messages.
+
+        After a crash messages are taken at once: the jobs that come back are fetched during the load.
+        """
+        first, self.ready = self.ready is None, ready
         self.announce()
-        self._warming = set(self.options.warm)
-        for model in self.options.warm:
+        last_used_first = reversed(self.engine.had_loaded)
+        self._warming = set(self.options.warm) if first else set()
+        for model in dict.fromkeys((*last_used_first, *self.options.warm)):
             self.engine.load(model)
         self._open_if_warm()
 

@@ -65,6 +65,8 @@ class WorkerOptions:
     """Where the engine remembers the digests of weights, which take minutes to compute."""
     engine: tuple[str, ...] = field(default_factory=_default_engine)
     """The engine's program. Tests put another here."""
+    spare: bool = True
+    """Keep a second engine process warm, which takes the place of one that dies."""
     engine_env: tuple[str, ...] = ()
     """Variables that the engine gets beside those that every engine needs."""
     answer_s: float = 60.0

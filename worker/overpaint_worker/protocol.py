@@ -80,7 +80,19 @@ class Stop:
     """Leave at once; what runs is given up (the worker has released it)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Begin:
+    """A spare engine becomes the engine: it opens its device and takes work. Answered by `Ready`."""
+
+
 # ------------------------------------------------------------------------------------- engine -> worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warm:
+    """A spare engine's first message: it has done all that needs no device, and waits for `Begin`."""
+
+    pid: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,9 +220,20 @@ class Stats:
     """Rows that one pass may have, at the most favourable shape."""
 
 
-ToEngine = Render | Cancel | Load | Stop
+ToEngine = Render | Cancel | Load | Stop | Begin
 ToWorker = (
-    Ready | Loading | Loaded | NotLoaded | Unit | Progress | Done | Failed | Cancelled | Credits | Stats
+    Warm
+    | Ready
+    | Loading
+    | Loaded
+    | NotLoaded
+    | Unit
+    | Progress
+    | Done
+    | Failed
+    | Cancelled
+    | Credits
+    | Stats
 )
 Message = ToEngine | ToWorker
 

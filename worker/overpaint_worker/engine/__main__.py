@@ -25,6 +25,7 @@ from overpaint_worker.logs import configure
 
 if TYPE_CHECKING:
     from overpaint_worker.engine.conductor import Conductor
+    from overpaint_worker.engine.families.weights import HashCache
 
 EXIT_BROKEN_DEVICE: Final = 3
 EXIT_BROKEN_PIPE: Final = 4
@@ -69,8 +70,43 @@ class Outbox:
             return p.encode(p.Failed(job=message.job, token=message.token, error=told, kind="job"))
 
 
-def read_forever(pipe: Connection, conductor: Conductor) -> None:
-    """Hand in what the worker says; leave with the pipe's end, whatever the device is doing."""
+class Mailbox:
+    """What the worker says, kept until there is a conductor to take it."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self._lock = threading.Lock()
+        self._early: list[p.Render | p.Cancel | p.Load] = []
+        self._conductor: Conductor | None = None
+
+    def put(self, message: p.Render | p.Cancel | p.Load) -> None:
+        """Hand a message in, now or later."""
+        with self._lock:
+            if self._conductor is None:
+                self._early.append(message)
+            else:
+                _hand_in(message, self._conductor)
+
+    def open(self, conductor: Conductor) -> None:
+        """Hand in what came, and from now on all."""
+        with self._lock:
+            self._conductor = conductor
+            for message in self._early:
+                _hand_in(message, conductor)
+
+
+def _hand_in(message: p.Render | p.Cancel | p.Load, conductor: Conductor) -> None:
+    match message:
+        case p.Render():
+            conductor.submit(message)
+        case p.Cancel(job=job, token=token):
+            conductor.cancel(job, token)
+        case p.Load(model=model):
+            conductor.load(model)
+
+
+def read_forever(pipe: Connection, mailbox: Mailbox) -> None:
+    """Take what the worker says; leave with the pipe's end, whatever the device is doing."""
     while True:
         try:
             message = p.decode(pipe.recv_bytes(p.MAX_FRAME_BYTES))
@@ -80,12 +116,10 @@ def read_forever(pipe: Connection, conductor: Conductor) -> None:
             log.error("not a message", action="protocol_error", error=str(error))  # noqa: TRY400
             os._exit(EXIT_BROKEN_PIPE)
         match message:
-            case p.Render():
-                conductor.submit(message)
-            case p.Cancel(job=job, token=token):
-                conductor.cancel(job, token)
-            case p.Load(model=model):
-                conductor.load(model)
+            case p.Render() | p.Cancel() | p.Load():
+                mailbox.put(message)
+            case p.Begin():
+                mailbox.begun.set()
             case p.Stop():
                 os._exit(0)
             case _:
@@ -93,15 +127,30 @@ def read_forever(pipe: Connection, conductor: Conductor) -> None:
                 os._exit(EXIT_BROKEN_PIPE)
 
 
+def wait_as_spare(options: EngineOptions, outbox: Outbox, mailbox: Mailbox) -> HashCache | None:
+    """Do all that needs no device, then wait for `Begin`; the digests that were computed."""
+    from overpaint_worker.engine.warming import Warming
+
+    warming = Warming(options)
+    warming.run()
+    outbox.put(p.Warm(pid=os.getpid()))
+    mailbox.begun.wait()
+    warming.over()
+    return warming.hashes
+
+
 def serve(options: EngineOptions) -> int:
     """Bring the device up, say so, and render until the pipe ends. Returns an exit status."""
+    pipe = Connection(options.fd)
+    outbox, mailbox = Outbox(pipe), Mailbox()
+    # From the start on, for an import takes seconds, and a spare waits for hours.
+    threading.Thread(target=read_forever, args=(pipe, mailbox), name="engine-reader", daemon=True).start()
+    hashes = wait_as_spare(options, outbox, mailbox) if options.spare else None
     from overpaint_worker.engine.assemble import build, ready  # torch is imported here
 
-    pipe = Connection(options.fd)
-    outbox = Outbox(pipe)
-    conductor = build(options, outbox.put)
+    conductor = build(options, outbox.put, hashes)
     outbox.put(ready(conductor, options))
-    threading.Thread(target=read_forever, args=(pipe, conductor), name="engine-reader", daemon=True).start()
+    mailbox.open(conductor)
     try:
         conductor.run()
     except Exception as error:

@@ -12,6 +12,7 @@ from overpaint_shared.errors import SettingsError
 from overpaint_worker import protocol as p
 from overpaint_worker.engine.clipseg.store import SegmenterStore
 from overpaint_worker.engine.conductor import Conductor, Emit
+from overpaint_worker.engine.families.weights import HashCache
 from overpaint_worker.engine.limits import RowLimits
 from overpaint_worker.engine.loop import Loop
 from overpaint_worker.engine.models import ModelStore
@@ -62,14 +63,18 @@ def describe(device: torch.device) -> DeviceInfo:
     return DeviceInfo(device="cpu", name=platform.processor() or platform.machine(), memory_total=memory)
 
 
-def build(options: EngineOptions, emit: Emit) -> Conductor:
-    """An engine as the options say. Raises `SettingsError` for a wrong registry or device."""
+def build(options: EngineOptions, emit: Emit, hashes: HashCache | None = None) -> Conductor:
+    """An engine as the options say; `hashes`: digests that are known already.
+
+    Raises `SettingsError` for a wrong registry or device.
+    """
     set_up_torch(options.threads)
+    hashes = hashes or HashCache(options.hashes)
     registry = Registry.load(options.registry)
     device = open_device(options.device)
     house = House(
-        models=ModelStore(registry, device, options.kept_models, options.hashes),
-        segmenters=SegmenterStore(registry, device, options.hashes),
+        models=ModelStore(registry, device, options.kept_models, hashes),
+        segmenters=SegmenterStore(registry, device, hashes),
         limits=options.limits,
         device=describe(device),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import structlog
@@ -65,12 +64,16 @@ class ModelStore:
         registry: the names.
         device: where models live.
         kept: how many stay loaded.
-        hashes: file of known digests, so that a checkpoint is hashed once per machine.
+        hashes: known digests, so that a checkpoint is hashed once per machine.
 
     """
 
     def __init__(
-        self, registry: Registry, device: torch.device, kept: int = KEPT_MODELS, hashes: Path | None = None
+        self,
+        registry: Registry,
+        device: torch.device,
+        kept: int = KEPT_MODELS,
+        hashes: HashCache | None = None,
     ) -> None:
         self.registry = registry
         self.device = device
@@ -80,7 +83,7 @@ class ModelStore:
         self._vaes = Shelf[Coder](KEPT_VAES)
         self._loras = Shelf[Lora](KEPT_LORAS)
         self._traits: dict[tuple[str, str], ModelTraits] = {}
-        self._hashes = HashCache(hashes)
+        self._hashes = hashes or HashCache()
         self._families: dict[str, Family] = {name: family(name, self._hashes) for name in FAMILIES}
 
     @property

@@ -33,6 +33,8 @@ class EngineOptions:
     """File that remembers the digests of weights."""
     limits: Limits = field(default_factory=Limits)
     json_logs: bool = False
+    spare: bool = False
+    """Do all that needs no device, then wait until the worker says `Begin`."""
 
     def argv(self) -> list[str]:
         """These options as a command line, without `--fd`, which the spawner appends."""
@@ -43,7 +45,7 @@ class EngineOptions:
         ]  # fmt: skip
         if self.hashes is not None:
             given += ["--hashes", str(self.hashes)]
-        return given + (["--json-logs"] if self.json_logs else [])
+        return given + (["--json-logs"] if self.json_logs else []) + (["--spare"] if self.spare else [])
 
 
 def parse(argv: Sequence[str] | None = None) -> EngineOptions:
@@ -62,6 +64,7 @@ def parse(argv: Sequence[str] | None = None) -> EngineOptions:
     parser.add_argument("--hashes", type=Path, help="file that remembers the digests of weights")
     parser.add_argument("--limits", type=_limits, default=Limits(), help="the operator's limits, as JSON")
     parser.add_argument("--json-logs", action="store_true", help="log JSON lines")
+    parser.add_argument("--spare", action="store_true", help="wait for `Begin` before opening the device")
     return EngineOptions(**vars(parser.parse_args(argv)))
 
 

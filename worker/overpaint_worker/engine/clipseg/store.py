@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import structlog
 import torch
 
@@ -22,13 +20,13 @@ class SegmenterStore:
     Args:
         registry: the names.
         device: where they live.
-        hashes: file of known digests.
+        hashes: known digests.
 
     """
 
-    def __init__(self, registry: Registry, device: torch.device, hashes: Path | None = None) -> None:
+    def __init__(self, registry: Registry, device: torch.device, hashes: HashCache | None = None) -> None:
         self._registry, self._device = registry, device
-        self._hashes = HashCache(hashes)
+        self._hashes = hashes or HashCache()
         self._loaded: dict[str, Segmenter] = {}
 
     def catalogue(self) -> list[ModelTraits]:
