@@ -52,7 +52,7 @@ class Job:
         self.steps = spec["sampling"]["steps"]
         self.step = 0
         self.prompt = spec.get("prompt") or "{}"
-        self.seed = spec["sampling"]["seed"]
+        self.seed = spec["sampling"].get("seed", 0)
         self.script: dict[str, Any] = json.loads(self.prompt)
 
     def picture(self) -> bytes:
