@@ -166,6 +166,21 @@ class Farm:
             self.settings.owner, state=state, group=group, model=model, labels=labels, limit=limit
         )
 
+    def group(self, name: str) -> list[str]:
+        """The ids of this owner's jobs of a group, oldest first."""
+        return self.ledger.group(self.settings.owner, name)
+
+    def cancel(self, ids: Sequence[str]) -> dict[str, JobState]:
+        """Ask many jobs to stop, those first that come last; see `Job.cancel`. What each is now, by id.
+
+        An id without a record is left out.
+        """
+        from overpaint_producer.submitting import wake
+
+        cancelled = self.ledger.cancel_all(tuple(reversed(ids)))
+        wake(self.app, cancelled.wakeups)
+        return {job_id: state for job_id in ids if (state := cancelled.states[job_id]) is not None}
+
     def workers(self) -> list[WorkerRecord]:
         """The live workers."""
         return self.ledger.workers()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 from overpaint_producer.pace import Pace, clock, speed
@@ -33,12 +33,14 @@ class Display(Protocol):
         """Something happened to a job."""
 
 
-def display(ids: Sequence[str], titles: Mapping[str, str], stream: TextIO | None = None) -> Display:
-    """Bars if `stream` (default: standard error) is a terminal, else lines. `titles`: words for people by
-    id.
-    """
+Title = Callable[[str], str | None]
+"""Words for people about a job, by its id; asked only for jobs that have a bar of their own."""
+
+
+def display(ids: Sequence[str], title: Title, stream: TextIO | None = None) -> Display:
+    """Bars if `stream` (default: standard error) is a terminal, else lines."""
     stream = stream or sys.stderr
-    return Bars(ids, titles) if stream.isatty() else Lines(ids, stream)
+    return Bars(ids, title) if stream.isatty() else Lines(ids, stream)
 
 
 class Tally:
@@ -49,16 +51,22 @@ class Tally:
 
     def __init__(self, ids: Sequence[str]) -> None:
         self.states = dict.fromkeys(ids, JobState.QUEUED)
+        self._counts = Counter(self.states.values())
         self._pace = Pace()
 
     @property
     def ended(self) -> int:
         """Jobs that have ended, however that was."""
-        return sum(state in TERMINAL for state in self.states.values())
+        return sum(self._counts[state] for state in TERMINAL)
 
     def tell(self, event: Event) -> bool:
         """Take an event in; whether the job's state changed."""
-        changed = self.states.get(event.job_id) is not event.state
+        before = self.states.get(event.job_id)
+        changed = before is not event.state
+        if changed:
+            self._counts[event.state] += 1
+            if before is not None:
+                self._counts[before] -= 1
         self.states[event.job_id] = event.state
         if changed and event.state in TERMINAL and event.at:
             self._pace.tell(event.at, self.ended, len(self.states))
@@ -66,7 +74,7 @@ class Tally:
 
     def counts(self) -> str:
         """`3 done, 1 failed, 2 running, 7 waiting`: only what is there."""
-        count = Counter(self.states.values())
+        count = self._counts
         words = {JobState.QUEUED: "waiting"}
         order = (
             JobState.DONE,
@@ -142,11 +150,11 @@ class Bars:
     def __init__(
         self,
         ids: Sequence[str],
-        titles: Mapping[str, str],
+        title: Title,
         progress: Progress | None = None,
     ) -> None:
         self._progress = progress or _progress()
-        self._titles = titles
+        self._title = title
         self._tally = Tally(ids)
         self._rows: dict[str, TaskID] = {}
         self._paces: dict[str, Pace] = {}
@@ -180,7 +188,7 @@ class Bars:
 
     def _row(self, job_id: str) -> TaskID:
         if job_id not in self._rows:
-            self._rows[job_id] = self._add(self._titles.get(job_id) or job_id, total=None)
+            self._rows[job_id] = self._add(self._title(job_id) or job_id, total=None)
         return self._rows[job_id]
 
     def _add(self, title: str, total: int | None) -> TaskID:

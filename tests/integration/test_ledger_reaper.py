@@ -1,5 +1,6 @@
 """What the reaper mends, what it leaves alone, and what it forgets."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,9 @@ from overpaint_shared.errors import (
 )
 from overpaint_shared.ledger import Beat, Done, Failed, JobState, Ledger, ReleaseReason, Wakeup
 from overpaint_shared.ledger.reaper import Reaper
+from overpaint_shared.ledger.scripts import CONFIRMED, SLACK_S
 from overpaint_shared.queues import list_name, make_app, publish
+from overpaint_shared.setting_views import LedgerSettings
 from tests.integration.ledgers import Books, expire_lease, job, ledger, names, reaper, states, worker
 from tests.waiting import wait_until
 
@@ -134,16 +137,94 @@ def test_a_job_older_than_the_next_message_of_its_list_has_lost_its_own(
         '{"headers":null}',
         '{"headers":{"op_ts":9e99}}',
         '{"headers":{"redelivered":true,"op_ts":NOW}}',
+        "x" * 100_000,
     ],
-    ids=["no JSON", "a list", "no headers", "a stamp from the future", "a redelivered message"],
+    ids=["no JSON", "a list", "no headers", "a stamp from the future", "a redelivered message", "a long one"],
 )
-def test_an_item_that_tells_nothing_makes_no_job_look_lost(
+def test_an_item_that_tells_nothing_hides_no_loss_and_makes_nothing_look_lost(
     books: Ledger, redis_url: str, redis_client: redis.Redis, item: str
 ):
-    stamp = books.submit([job("a")])[0].wakeups[0].stamp
-    redis_client.zincrby("op:sent:3:sd15:ann", -10, "a")
-    redis_client.rpush(list_name("sd15", 5), item.replace("NOW", str(stamp)))
+    (lost, kept) = books.submit([job("lost"), job("kept")])
+    send(redis_url, kept.wakeups)
+    redis_client.rpush(list_name("sd15", 5), item.replace("NOW", str(lost.wakeups[0].stamp)))
+    assert reaper(redis_url).reap().stale == ("lost",)
+    assert redis_client.llen(list_name("sd15", 5)) == 2, "what is no message is left to a worker"
+
+
+def without(client: redis.Redis, job_id: str) -> None:
+    """What a worker does that takes a message and is killed."""
+    (message,) = [one for one in client.lrange(list_name("sd15", 5), 0, -1) if f'"{job_id}"'.encode() in one]
+    assert client.lrem(list_name("sd15", 5), 1, message) == 1
+
+
+def test_a_lost_message_is_noticed_whatever_stands_before_it(
+    books: Ledger, redis_url: str, redis_client: redis.Redis
+):
+    answers = books.submit([job(f"j{number}") for number in range(60)])
+    send(redis_url, [due for answer in answers for due in answer.wakeups])
+    without(redis_client, "j45")
+    assert reaper(redis_url).reap().stale == ("j45",)
+    assert reaper(redis_url, reap_grace_s=60).reap().stale == ()
+
+
+def test_of_a_very_long_list_what_is_next_is_looked_at(redis_url: str, redis_client: redis.Redis):
+    books = ledger(redis_url, window=5000)
+    answers = books.submit([job(f"j{number}") for number in range(2300)])
+    send(redis_url, [due for answer in answers for due in answer.wakeups])
+    for name in ("j9", "j2200"):
+        without(redis_client, name)
+    for number in range(100):  # five seconds pass between the first hundred and the rest
+        redis_client.zincrby("op:sent:3:sd15:ann", -5, f"j{number}")
+    assert reaper(redis_url, window=5000).reap().stale == ("j9",)
+    books.cancel_all([f"j{number}" for number in range(400)])
+    redis_client.ltrim(list_name("sd15", 5), 0, -400)
+    assert "j2200" in reaper(redis_url, window=5000).reap().stale
+
+
+def test_a_message_that_is_being_taken_is_not_lost_until_it_was_missed_for_a_while(
+    books: Ledger, redis_url: str, redis_client: redis.Redis
+):
+    send(redis_url, books.submit([job("a")])[0].wakeups)
+    redis_client.zincrby("op:sent:3:sd15:ann", -100, "a")
+    taken = redis_client.rpop(list_name("sd15", 5))
+    mender = reaper(redis_url, reap_grace_s=15.0, reap_s=0.0)
+    assert mender.reap().stale == ()
+    redis_client.rpush(list_name("sd15", 5), taken)
+    assert mender.reap().stale == ()
+    redis_client.delete(list_name("sd15", 5))
+    redis_client.zincrby("op:missed", -5, "a")
+    assert mender.reap().stale == ()
+    redis_client.zincrby("op:missed", -2, "a")
+    assert mender.reap().stale == ("a",)
+
+
+def test_a_lost_message_is_sent_again_within_fifteen_seconds_by_default() -> None:
+    settings = LedgerSettings()
+    seen_at = SLACK_S + settings.reap_s
+    assert seen_at + CONFIRMED * settings.reap_grace_s + settings.reap_s <= 15
+
+
+def test_messages_without_work_are_taken_out_of_their_list(
+    books: Ledger, redis_url: str, redis_client: redis.Redis
+):
+    answers = books.submit([job(f"j{number}") for number in range(40)])
+    send(redis_url, [due for answer in answers for due in answer.wakeups])
+    books.cancel_all([f"j{number}" for number in range(40) if number not in (7, 30)])
+    assert redis_client.llen(list_name("sd15", 5)) == 40
     assert reaper(redis_url).reap().stale == ()
+    left = [
+        json.loads(message)["headers"]["id"] for message in redis_client.lrange(list_name("sd15", 5), 0, -1)
+    ]
+    assert left == ["j30", "j7"], "those with work stay, in their order"
+
+
+def test_two_reapers_visit_a_lane_once_in_a_round(redis_url: str, redis_client: redis.Redis):
+    ledger(redis_url).submit([job("a")])
+    first, second = (reaper(redis_url, reap_grace_s=60.0) for _ in range(2))
+    first.reap()
+    visited = redis_client.zscore("op:lanes", "3:sd15:ann")
+    second.reap()
+    assert redis_client.zscore("op:lanes", "3:sd15:ann") == visited
 
 
 def test_a_job_sent_to_the_front_does_not_make_the_others_look_lost(

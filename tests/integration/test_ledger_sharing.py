@@ -180,3 +180,30 @@ def test_workers_are_known_until_they_leave_or_fall_silent(books: Ledger):
     assert books.workers()[0] == worker("w1", "sd15", features={"lora"})
     books.retire("w1")
     assert [record.id for record in books.workers()] == ["w2"]
+
+
+def test_cancelling_many_gives_no_place_to_those_that_are_cancelled_next(
+    redis_url: str, redis_client: redis.Redis
+):
+    books = ledger(redis_url, window=4)
+    books.submit([job(f"j{number}", group="g") for number in range(1200)])
+    books.submit([job("other")])
+    redis_client.config_resetstat()
+    cancelled = books.cancel_all(books.group("ann", "g")[::-1])
+    assert redis_client.info("commandstats")["cmdstat_evalsha"]["calls"] <= 4, "a call for hundreds"
+    assert set(cancelled.states.values()) == {JobState.CANCELLED}
+    assert names(cancelled.wakeups) == ["other"], "one message, of the job that is next"
+    Books(redis_client).check(window=4)
+
+
+def test_cancelling_many_stops_those_that_run_and_leaves_what_has_ended(books: Ledger):
+    running(books, "runs")
+    books.finish("ended", running(books, "ended"), Done({}))
+    books.submit([job("waits")])
+    cancelled = books.cancel_all(["waits", "runs", "ended", "nobody"])
+    assert cancelled.states == {
+        "waits": JobState.CANCELLED,
+        "runs": JobState.CANCELLING,
+        "ended": JobState.DONE,
+        "nobody": None,
+    }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from overpaint_producer.follow import _Watch
+from overpaint_producer.follow import POLL_BATCH, POLL_S, _Watch
 from overpaint_shared.ledger import Event, JobState
 
 
@@ -43,3 +43,16 @@ def test_a_job_that_nobody_asked_for_is_not_told() -> None:
 def test_waiting_has_an_end() -> None:
     with pytest.raises(TimeoutError, match="2 of 2 jobs"):
         _Watch(["a", "b"], deadline=0.0).patience_s()
+
+
+def test_of_thousands_that_wait_a_few_are_looked_up_now_and_then_and_first_those_that_run() -> None:
+    watch = _Watch([f"j{number}" for number in range(20_000)], deadline=None)
+    for job_id in watch.ids:
+        list(watch.news(Event(job_id=job_id, state=JobState.QUEUED)))
+    list(watch.news(Event(job_id="j19999", state=JobState.RUNNING, attempt=1)))
+    watch.heard = dict.fromkeys(watch.ids, 0.0)
+    looked = watch.silent()
+    assert looked[0] == "j19999"
+    assert len(looked) == POLL_BATCH
+    assert watch.silent() == [], "not again at once"
+    assert POLL_BATCH / POLL_S < 50

@@ -107,7 +107,7 @@ def console() -> Console:
 
 def test_a_single_job_has_one_bar_from_waiting_to_done(console: Console) -> None:
     now = Clock()
-    bars = Bars(["a"], {"a": "a tiny [red]img2img"}, _progress(console))
+    bars = Bars(["a"], {"a": "a tiny [red]img2img"}.get, _progress(console))
     (line,) = screen(bars, console)
     assert "waiting" in line
     for step in range(1, 9):
@@ -126,7 +126,7 @@ def test_a_single_job_has_one_bar_from_waiting_to_done(console: Console) -> None
 def test_a_thousand_jobs_fit_a_small_terminal(console: Console) -> None:
     ids = [f"j{number}" for number in range(1000)]
     now = Clock()
-    bars = Bars(ids, {}, _progress(console))
+    bars = Bars(ids, str, _progress(console))
     for job in ids[:400]:
         bars.show(running(job, 3))
     lines = screen(bars, console)
@@ -144,7 +144,7 @@ def test_a_thousand_jobs_fit_a_small_terminal(console: Console) -> None:
 
 
 def test_a_job_that_goes_back_to_its_queue_loses_its_bar(console: Console) -> None:
-    bars = Bars(["a", "b"], {}, _progress(console))
+    bars = Bars(["a", "b"], str, _progress(console))
     bars.show(running("a", 3))
     assert len(screen(bars, console)) == 2
     bars.show(ended("a", JobState.QUEUED))

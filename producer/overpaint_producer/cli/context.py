@@ -169,7 +169,7 @@ def chosen(farm: "Farm", ids: Sequence[str], group: str | None) -> list[str]:
     """The ids that were given, and those of a group. Raises click.UsageError for none at all."""
     if not ids and group is None:
         raise click.UsageError("name a job, or --group")
-    found = [record.id for record in farm.jobs(group=group, limit=1_000_000)] if group is not None else []
+    found = farm.group(group) if group is not None else []
     if group is not None and not found:
         raise click.UsageError(f"no job has the group {group!r}")
-    return list(dict.fromkeys([*ids, *reversed(found)]))
+    return list(dict.fromkeys([*ids, *found]))

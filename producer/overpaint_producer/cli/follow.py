@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,7 @@ def follow_to_end(farm: "Farm", ids: Sequence[str], *, as_json: bool, out: Path 
     from overpaint_producer.progress import display
 
     try:
-        with display(ids, _titles(farm, ids)) as shown:
+        with display(ids, partial(_title, farm)) as shown:
             for event in farm.follow(ids):
                 shown.show(event)
     except KeyboardInterrupt:
@@ -79,9 +80,10 @@ def follow_to_end(farm: "Farm", ids: Sequence[str], *, as_json: bool, out: Path 
     return EXIT_DONE if all_done else EXIT_JOB_FAILED
 
 
-def _titles(farm: "Farm", ids: Sequence[str]) -> dict[str, str]:
-    """Id and title for the bars."""
-    return {record.id: f"{record.id} {record.title}" for record in farm.ledger.records(ids).values()}
+def _title(farm: "Farm", job_id: str) -> str | None:
+    """Id and title for a bar. Read when it is needed: of thousands of jobs, few run at a time."""
+    record = farm.ledger.records([job_id]).get(job_id)
+    return f"{job_id} {record.title}" if record is not None else None
 
 
 def _named(farm: "Farm", ids: Sequence[str]) -> str:

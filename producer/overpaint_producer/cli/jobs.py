@@ -1,6 +1,7 @@
 """`overpaint jobs`, `status`, `cancel` and `replay`."""
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 # Written out, since help must not import the ledger; a test holds them against it.
 STATES = ("queued", "running", "cancelling", "done", "failed", "cancelled", "dead")
+
+BATCH = 500
+"""Records that are read at once."""
 
 id_arguments = click.argument("ids", nargs=-1, metavar="ID...")
 group_option = click.option("--group", metavar="NAME", help="Also all jobs of this group.")
@@ -117,12 +121,19 @@ def _age(seconds: float) -> str:
 def status(context: Context, *, ids: tuple[str, ...], group: str | None, as_json: bool) -> None:
     """Show what is known of jobs."""
     with context.farm() as farm:
-        for name in chosen(farm, ids, group):
-            record = farm.job(name).status()
-            if as_json:
-                emit(record.to_json())
-            else:
-                _describe(record)
+        for names in batches(chosen(farm, ids, group)):
+            found = farm.ledger.records(names, specs=as_json)
+            for name in names:
+                record = found.get(name) or farm.job(name).status()  # which raises that there is none
+                if as_json:
+                    emit(record.to_json())
+                else:
+                    _describe(record)
+
+
+def batches(names: list[str]) -> Iterator[list[str]]:
+    """The names, so many at a time as are read at once."""
+    return (names[start : start + BATCH] for start in range(0, len(names), BATCH))
 
 
 def _describe(record: "JobRecord") -> None:
@@ -168,15 +179,17 @@ def cancel(context: Context, *, ids: tuple[str, ...], group: str | None, as_json
 
     A job that has ended stays as it is. Prints each job's state now.
     """
-    from overpaint_producer.client import Job
-
     with context.farm() as farm:
-        for name in chosen(farm, ids, group):
-            state = Job(farm, name).cancel()
+        names = chosen(farm, ids, group)
+        states = farm.cancel(names)
+        for name, state in states.items():
             if as_json:
                 emit({"id": name, "state": state})
             else:
                 click.echo(f"{name} {state}")
+        for name in names:
+            if name not in states:
+                farm.job(name)  # which raises that there is none
 
 
 @click.command(

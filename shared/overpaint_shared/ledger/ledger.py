@@ -26,6 +26,7 @@ from overpaint_shared.ledger.faults import address, typed_errors
 from overpaint_shared.ledger.reaper import Reaper
 from overpaint_shared.ledger.records import (
     Beat,
+    CancelledMany,
     Claim,
     Count,
     Done,
@@ -144,9 +145,29 @@ class Ledger:
         A job that has ended stays as it is. A job whose result is committed before its worker sees the cancel
         ends `done`. `state` is None where there is no record.
         """
-        return self._released(
-            self._run("cancel", job_id, self._settings.window, self._settings.keep_failed_s)
-        )
+        cancelled = self.cancel_all([job_id])
+        return Released(cancelled.states[job_id], cancelled.wakeups)
+
+    def cancel_all(self, job_ids: Sequence[str]) -> CancelledMany:
+        """Stop many jobs, in this order; see `cancel`. Give those first that were submitted last.
+
+        No other job takes a place in the queue before all of these are stopped, so few of them have a message
+        that is then without work.
+        """
+        states: dict[str, JobState | None] = {}
+        lanes: list[str] = []
+        due: tuple[Wakeup, ...] = ()
+        for start in range(0, len(job_ids), _PIPELINE):
+            chunk, last = job_ids[start : start + _PIPELINE], start + _PIPELINE >= len(job_ids)
+            window, keep_s = self._settings.window, self._settings.keep_failed_s
+            now, more, free = self._run(
+                "cancel", window, keep_s, "1" if last else "", len(lanes), *lanes, *chunk
+            )
+            states |= {
+                job_id: JobState(state) if state else None for job_id, state in zip(chunk, now, strict=True)
+            }
+            lanes, due = free, (*due, *wire.wakeups(more))
+        return CancelledMany(states, due)
 
     def replay(self, job_id: str) -> tuple[Wakeup, ...]:
         """Queue a failed or dead job again, its counts reset, its fencing token not.
@@ -268,13 +289,18 @@ class Ledger:
         with typed_errors(self._where):
             return listing.job(self._client, job_id)
 
-    def records(self, job_ids: Iterable[str]) -> dict[str, JobRecord]:
-        """Those of these records that are there, without their specs, by id; a round trip for hundreds."""
+    def group(self, owner: str, group: str) -> list[str]:
+        """The ids of an owner's jobs of a group, oldest first."""
+        with typed_errors(self._where):
+            return listing.group(self._client, owner, group)
+
+    def records(self, job_ids: Iterable[str], *, specs: bool = False) -> dict[str, JobRecord]:
+        """Those of these records that are there, by id; a round trip for hundreds."""
         with typed_errors(self._where):
             return {
                 record.id: record
                 for chunk in wire.chunks(job_ids, _PIPELINE)
-                for record in listing.records(self._client, chunk)
+                for record in listing.records(self._client, chunk, specs=specs)
             }
 
     def jobs(

@@ -121,18 +121,27 @@ def _chunked(ids: Iterator[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def records(client: Client, ids: list[str]) -> list[JobRecord]:
-    """Those of the records that are there and can be read, without their specs."""
+def group(client: Client, owner: str, name: str) -> list[str]:
+    """The ids of a group's jobs, oldest first."""
+    return list(tolerated(client.zrange, f"op:group:{owner}:{name}", 0, -1) or ())
+
+
+def records(client: Client, ids: list[str], *, specs: bool = False) -> list[JobRecord]:
+    """Those of the records that are there and can be read."""
     with client.pipeline(transaction=False) as pipe:
         for job_id in ids:
             pipe.hgetall(f"op:job:{job_id}")
+        for job_id in ids if specs else ():
+            pipe.get(f"op:spec:{job_id}")
         rows = answers(pipe)
-    return [found for job_id, fields in zip(ids, rows, strict=True) if (found := _readable(job_id, fields))]
+    texts = rows[len(ids) :] or [None] * len(ids)
+    found = map(_readable, ids, rows[: len(ids)], texts)
+    return [one for one in found if one is not None]
 
 
-def _readable(job_id: str, fields: Fields | None) -> JobRecord | None:
+def _readable(job_id: str, fields: Fields | None, spec_json: str | None) -> JobRecord | None:
     try:
-        return record(job_id, fields) if fields else None
+        return record(job_id, fields, spec_json) if fields else None
     except DamagedRecord:
         return None
 

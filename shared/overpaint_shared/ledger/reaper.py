@@ -17,6 +17,7 @@ from overpaint_shared.setting_views import LedgerSettings
 
 _LANES: Final = 64  # lanes visited in one call, least recently visited first
 _JOBS: Final = 256  # jobs changed in one step of one call
+_LAP: Final = 0.8  # of a round: a lane that another reaper visited since then is left to it
 _PIECE: Final = 64  # entries of each index looked at in one call
 
 
@@ -98,8 +99,9 @@ class Reaper:
 
     def _tend(self, found: "_Findings") -> None:
         settings = self._settings
+        every_s = _LAP * min(settings.reap_s, settings.reap_grace_s)
         stale, due, suspects, lanes, odd = self._scripts.run(
-            "tend", settings.window, settings.reap_grace_s, settings.age_s, _LANES, _JOBS
+            "tend", settings.window, settings.reap_grace_s, every_s, settings.age_s, _LANES, _JOBS
         )
         found.stale += stale
         found.suspects += _suspects(suspects)

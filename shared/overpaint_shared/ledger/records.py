@@ -199,6 +199,15 @@ class Released:
 
 
 @dataclass(frozen=True, slots=True)
+class CancelledMany:
+    """The answer to cancelling many jobs."""
+
+    states: Mapping[str, JobState | None]
+    """What each job is now; None: no record."""
+    wakeups: tuple[Wakeup, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Reaped:
     """What one call of the reaper did. Publish the wake-ups."""
 

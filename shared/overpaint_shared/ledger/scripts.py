@@ -31,6 +31,14 @@ CONDEMNED_S: Final = 120
 REMEMBERED_S: Final = 7200
 """How long an ended deletion is remembered. Who looked for its pictures earlier must look again."""
 
+SLACK_S: Final = 2
+"""A publisher may be this slow without its message being taken for lost."""
+CONFIRMED: Final = 0.4
+"""A message is lost once it was missed for this part of `reap_grace_s`.
+
+One that is being taken is in no list, until its job is claimed.
+"""
+
 NAMES: Final = (
     "submit",
     "condemn",
@@ -67,6 +75,7 @@ def _constants() -> str:
         f"local TERMINAL = {{{terminal}}}\n"
         f"local PRIORITY_CLASSES = {{{', '.join(map(str, PRIORITY_CLASSES))}}}\n"
         f"local CONDEMNED_S, REMEMBERED_S = {CONDEMNED_S}, {REMEMBERED_S}\n"
+        f"local SLACK_S, CONFIRMED = {SLACK_S}, {CONFIRMED}\n"
         f"local PACE_SLICE_S, PACE_SLICES = {PACE_SLICE_S}, {PACE_SLICES}\n"
         f"local QUEUE_PREFIX = {_lua_string(QUEUE_PREFIX)}\n"
         f"local PRIORITY_SEPARATOR = {_lua_string(PRIORITY_SEPARATOR)}\n"

@@ -13,6 +13,7 @@
 --   op:pace:<slice>   hash of these PACE_SLICE_S seconds: <model> -> jobs that ended after they ran,
 --                     <model>|busy -> microseconds, told here, in which any of the model's jobs ran
 --   op:condemned:<owner> zset SHA-256 of an input -> when its deletion ends or ended (inputs.py)
+--   op:missed         zset job -> since when the reaper does not find its message
 --   op:scrub          hash, how far the reaper has looked through the indexes
 --   op:quarantine     list of what was put aside, as JSON
 --   op:pace:leased:<model> zset by since when it runs; op:pace:since hash model -> from when on that is not told yet
