@@ -100,6 +100,11 @@ class Store:
             return _client(self.settings)
 
     @property
+    def client(self) -> S3Client:
+        """The boto3 client, for questions that no method here asks. It raises boto3's errors."""
+        return self._s3
+
+    @property
     def _signer(self) -> S3Client:
         """The client that signs links: a signature covers the host, so it must be the one browsers use."""
         with _client_lock:

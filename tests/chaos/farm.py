@@ -201,6 +201,15 @@ def slots(real: int) -> list[Slot]:
     return fake + [Slot(len(fake) + number, (REAL_MODEL,), real=True) for number in range(real)]
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that a process started, and that have not ended."""
+    found: list[int] = []
+    with suppress(OSError):
+        for place in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (place / "children").read_text().split())
+    return found
+
+
 def _processes() -> Iterable[tuple[int, str]]:
     for place in Path("/proc").iterdir():
         if place.name.isdecimal():

@@ -16,7 +16,7 @@ import redis
 
 from overpaint_shared.errors import ServiceError
 from overpaint_shared.queues import list_name
-from tests.chaos.farm import Hurt, Life
+from tests.chaos.farm import Hurt, Life, children_of
 from tests.chaos.plan import MODELS, Fault
 from tests.chaos.producers import Producers
 from tests.shipped import Server
@@ -174,6 +174,16 @@ class Faults:
                 os.kill(life.process.engine_pid, number)
             except ProcessLookupError:  # another fault was first
                 hit.missed = True
+
+    def _engine_spare(self, hit: Hit) -> None:
+        """End every process of a worker but its engine."""
+        if life := self._worker(hit):
+            engine = life.process.engine_pid
+            spares = [pid for pid in children_of(life.pid) if pid != engine]
+            hit.said, hit.missed = f"{len(spares)} spares", not spares
+            for pid in spares:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     # Redis
 

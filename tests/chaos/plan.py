@@ -21,7 +21,7 @@ POISONS: Final = ("kill", "kill_first", "hang", "decode")
 
 ON_HOSTS: Final = {
     "host.kill": 9, "worker.kill": 4, "worker.freeze": 3, "worker.sleep": 4, "worker.stop": 5,
-    "engine.kill": 13, "engine.hang": 5,
+    "engine.kill": 13, "engine.hang": 5, "engine.spare": 3,
 }  # fmt: skip
 REDIS_AWAY: Final = {
     "redis.kill": 3, "redis.stop": 2, "redis.freeze": 2, "redis.readonly": 2, "redis.noreplicas": 2,
@@ -167,15 +167,17 @@ def _jobs(dice: Random, shape: Shape) -> Iterator[PlannedJob]:
     times = sorted(dice.choice(moments) + dice.uniform(0, 0.3) for _ in range(shape.jobs))
     real = set(dice.sample(range(shape.jobs), shape.real_jobs))
     does = _misdeeds(dice, shape, times, real)
-    keyed: int | None = None
+    first: PlannedJob | None = None
     for number, at in enumerate(times):
         made = (
             _real(dice, number, at) if number in real else _one(dice, number, at, does.get(number, "render"))
         )
         if made.innocent and not made.real and dice.random() < 0.08:
-            after = keyed if dice.random() < 0.5 else None
-            made = replace(made, key=f"kept/{number if after is None else after}.png", after=after)
-            keyed = number if after is None else None
+            if first is None:
+                first = made = replace(made, key=f"kept/{number}.png")
+            else:
+                made = replace(made, key=first.key, owner=first.owner, after=first.number)
+                first = None
         yield made
 
 
