@@ -1,6 +1,7 @@
 """`bench/chaos`: one seed after the other, and a table. Status 1: an invariant or a promise is broken."""
 
 import argparse
+import logging
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ def main() -> int:
     parser.add_argument("--without", nargs="+", default=(), metavar="KIND", help="faults to leave out")
     parser.add_argument("--folder", type=Path, help="where logs go [default: a temporary folder]")
     given = parser.parse_args()
+    logging.getLogger("overpaint_producer").setLevel(logging.ERROR)  # what its producers try again
     folder = given.folder or Path(tempfile.mkdtemp(prefix="overpaint-chaos-"))
     shape = (Shape.short if given.short else Shape.long)(given.jobs, given.faults)
     shape = replace(shape, without=tuple(given.without), real_jobs=shape.real_jobs if given.real else 0)

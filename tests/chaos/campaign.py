@@ -161,8 +161,8 @@ class Campaign:
                 last = time.monotonic()
                 self._tell(zero)
             time.sleep(0.1)
-        self.faults.close()
         self.producers.over.set()
+        self.faults.close()
 
     def _messages(self) -> bool:
         with self.hurt.servers.redis.client() as client:

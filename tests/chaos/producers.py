@@ -24,7 +24,7 @@ from overpaint_producer import garbage
 from overpaint_producer.children import guarded
 from overpaint_producer.client import Farm
 from overpaint_shared import store
-from overpaint_shared.errors import OverpaintError, ServiceError
+from overpaint_shared.errors import InputError, OverpaintError, ServiceError
 from overpaint_shared.ledger import TERMINAL
 from tests.chaos.farm import Hurt
 from tests.chaos.plan import OWNERS, PICTURES, Plan, PlannedJob
@@ -132,11 +132,18 @@ class Producers:
 
     def submit(self, job: PlannedJob) -> None:
         """Until it is accepted."""
-        made = self._patiently(
-            lambda: self._farms[job.owner].submit(self.spec(job), token=job.token), (OverpaintError,)
-        )
+        made = self._patiently(lambda: self._submitted(job), (OverpaintError,))
         if made is not None:
             self.accepted[job.number], self.accepted_at[job.number] = made.id, time.time()
+
+    def _submitted(self, job: PlannedJob) -> Any:
+        farm = self._farms[job.owner]
+        try:
+            return farm.submit(self.spec(job), token=job.token)
+        except InputError:
+            if job.via == "named":  # its picture is collected already, as the producer is told
+                farm.store.put_input(job.owner, self.source(job))
+            raise
 
     def cut(self, job: PlannedJob) -> str:
         """A producer that is killed on its way, then one that is not; how the first ended."""
