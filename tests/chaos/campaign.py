@@ -98,7 +98,7 @@ class Campaign:
             READY_S,
             "the references are rendered",
         )
-        with self.hurt.servers.redis.client() as client:
+        with self.hurt.on.redis.client() as client:
             for job in real:
                 one = first[job.steps, job.picture]
                 job_id = self.producers.accepted[-1 - one.number]
@@ -142,7 +142,7 @@ class Campaign:
         """How many of these jobs have not ended; None while Redis does not say."""
         ids = [self.producers.accepted.get(number) for number in numbers]
         try:
-            with self.hurt.servers.redis.client(socket_timeout=2) as client, client.pipeline(False) as pipe:
+            with self.hurt.on.redis.client(socket_timeout=2) as client, client.pipeline(False) as pipe:
                 for job_id in ids:
                     pipe.hget(f"op:job:{job_id}", "state")
                 return sum(state not in TERMINAL for state in pipe.execute())
@@ -165,7 +165,7 @@ class Campaign:
         self.faults.close()
 
     def _messages(self) -> bool:
-        with self.hurt.servers.redis.client() as client:
+        with self.hurt.on.redis.client() as client:
             return any(client.type(key) == "list" for key in client.scan_iter("m.*", count=1000))
 
     def _verdict(self, began: float) -> Result:
@@ -207,8 +207,8 @@ def _reference(job: PlannedJob) -> PlannedJob:
 
 def _picture(hurt: Hurt, client: "redis.Redis", job_id: str) -> bytes:
     result = json.loads(client.hget(f"op:job:{job_id}", "result") or "{}")
-    found = hurt.servers.s3.client().get_object(
-        Bucket=hurt.servers.s3.settings["s3_bucket"], Key=result["files"]["image.png"]
+    found = hurt.on.s3.client().get_object(
+        Bucket=hurt.on.s3.settings["s3_bucket"], Key=result["files"]["image.png"]
     )
     return bytes(found["Body"].read())
 

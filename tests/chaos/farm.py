@@ -155,43 +155,45 @@ class Hurt:
     folder: Path
     lease: dict[str, float]
     real: int = 0
-    passwords: dict[str, str] = field(default_factory=new_passwords)
+    servers: Shipped | None = None
+    """Those of its own, where none are given."""
 
     def __post_init__(self) -> None:
-        self.servers = Shipped(
-            ShippedRedis(self.folder / "redis", self.passwords), ShippedS3(self.folder / "s3", self.passwords)
-        )
+        self.on = self.servers or _own_servers(self.folder)
 
     def start(self) -> None:
         """Start all, and wait until every worker takes jobs."""
-        for server in (self.servers.redis, self.servers.s3):
+        for server in (self.on.redis, self.on.s3):
             server.start()
-        self.farm = self.servers.farm(self.folder, **self.lease)
+        self.farm = self.on.farm(self.folder, **self.lease)
         self.workers = Workers(self.farm, slots(self.real))
         self.workers.start()
 
     def settings(self, owner: str) -> Settings:
         """A producer's."""
-        return self.servers.settings("producer", owner=owner, **self.lease)
+        return self.on.settings("producer", owner=owner, **self.lease)
 
     def end(self) -> None:
         """No process is left."""
         if hasattr(self, "workers"):
             self.workers.stop()
             self.farm.end()
-        for server in (self.servers.redis, self.servers.s3):
+        for server in (self.on.redis, self.on.s3):
             server.end()
 
     def orphans(self) -> list[str]:
         """Processes that name this campaign's folder, and are neither of its servers."""
-        servers = {
-            server.child.process.pid for server in (self.servers.redis, self.servers.s3) if server.child
-        }
+        servers = {server.child.process.pid for server in (self.on.redis, self.on.s3) if server.child}
         return [
             words
             for pid, words in _processes()
             if str(self.folder) in words and pid not in servers | {os.getpid()}
         ]
+
+
+def _own_servers(folder: Path) -> Shipped:
+    passwords = new_passwords()
+    return Shipped(ShippedRedis(folder / "redis", passwords), ShippedS3(folder / "s3", passwords))
 
 
 def slots(real: int) -> list[Slot]:

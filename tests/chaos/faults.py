@@ -62,7 +62,7 @@ class Faults:
         self.hurt = hurt
         self.producers = producers
         self.hits: list[Hit] = []
-        self.redis, self.s3 = hurt.servers.redis, hurt.servers.s3
+        self.redis, self.s3 = hurt.on.redis, hurt.on.s3
         self.pool = ThreadPoolExecutor(24, thread_name_prefix="fault")
         self._undo: dict[int, Undo] = {}
         self._over = threading.Event()

@@ -51,13 +51,13 @@ class Inspector:
     def __init__(self, hurt: Hurt, plan: Plan, producers: Producers, references: dict[int, bytes]) -> None:
         self.hurt, self.plan, self.producers, self.references = hurt, plan, producers, references
         self.verdict = Verdict()
-        with hurt.servers.redis.client() as client:
+        with hurt.on.redis.client() as client:
             _without_odd(client)
             self.records = {
                 key.removeprefix("op:job:"): client.hgetall(key)
                 for key in client.scan_iter("op:job:*", count=1000)
             }
-        self.s3, self.bucket = hurt.servers.s3.client(), hurt.servers.s3.settings["s3_bucket"]
+        self.s3, self.bucket = hurt.on.s3.client(), hurt.on.s3.settings["s3_bucket"]
 
     def inspect(self) -> Verdict:
         """Everything."""
@@ -159,7 +159,7 @@ class Inspector:
     # Indexes, processes, leftovers
 
     def _indexes(self) -> None:
-        with self.hurt.servers.redis.client(decode_responses=False) as client:
+        with self.hurt.on.redis.client(decode_responses=False) as client:
             try:
                 Books(client).check(LedgerSettings().window)
             except (AssertionError, LookupError):
@@ -169,7 +169,7 @@ class Inspector:
                 self._break(f"the pace counts jobs that run: {left}, {client.hgetall('op:pace:since')}")
             if queues := [key.decode() for key in client.scan_iter("m.*") if client.type(key) == b"list"]:
                 self._break(f"messages are left in {queues}")
-        if denied := self.hurt.servers.redis.denied():
+        if denied := self.hurt.on.redis.denied():
             self._break(f"Redis denied its users: {sorted(denied)}")
 
     def _workers(self) -> None:

@@ -149,7 +149,7 @@ class Producers:
         """A producer that is killed on its way, then one that is not; how the first ended."""
         settings = self.hurt.settings(job.owner)
         secret = settings.s3_secret_key
-        given = {"redis_url": str(settings.redis_url), "owner": job.owner, **self.hurt.servers.s3.settings}
+        given = {"redis_url": str(settings.redis_url), "owner": job.owner, **self.hurt.on.s3.settings}
         given["s3_secret_key"] = secret.get_secret_value() if secret else ""
         asked = {"spec": self.spec(job), "token": job.token, "when": job.via}
         popen = subprocess.Popen(
@@ -170,7 +170,7 @@ class Producers:
     def _follow(self, job: PlannedJob, began: float) -> None:
         """Submit when the job before has ended."""
         self.over.wait(max(0.0, began + job.at - time.monotonic()))
-        with self.hurt.servers.redis.client() as client:
+        with self.hurt.on.redis.client() as client:
             while not self._ended(client, job.after):
                 if self.over.wait(AGAIN_S):
                     return
@@ -196,7 +196,7 @@ class Producers:
 
     def replay(self, pick: float) -> str:
         """Replay one of the jobs that have failed or died."""
-        with self.hurt.servers.redis.client() as client:
+        with self.hurt.on.redis.client() as client:
             bad = {job for state in ("failed", "dead") for job in client.zrange(f"op:state:{state}", 0, -1)}
         numbers = sorted(number for number, job_id in list(self.accepted.items()) if job_id in bad)
         if not numbers:

@@ -38,8 +38,7 @@ class World:
     """A farm whose jobs have ended as they should. No worker was there: its part is done by hand."""
 
     def __init__(self, shipped: Shipped, folder: Path) -> None:
-        self.hurt = Hurt(folder, QUICK)
-        self.hurt.servers = shipped
+        self.hurt = Hurt(folder, QUICK, servers=shipped)
         self.hurt.workers = Workers(None, [])  # type: ignore[arg-type]
         self.plan = Plan(0, Shape.short(4, 30), JOBS, ())
         self.producers = Producers(self.hurt, self.plan)
