@@ -120,6 +120,7 @@ class Compose:
             "1000:1000": f"{os.geteuid()}:{os.getegid()}",
             "@redis:6379": f"@127.0.0.1:{self.ports['redis']}",
             "http://s3:8333": f"http://127.0.0.1:{self.ports['s3']}",
+            "127.0.0.1:8333": f"127.0.0.1:{self.ports['s3']}",
             "-ip=s3": "-ip=127.0.0.1",
             "0.0.0.0": "127.0.0.1",  # noqa: S104
             "port=8333": f"port={self.ports['s3']}",
@@ -127,7 +128,7 @@ class Compose:
             ":5555": f":{self.ports['flower']}",
             "9807": str(self.ports["metrics"]),
             "9808": str(self.ports.get("worker", 0)),
-            "valkey-cli ping": f"valkey-cli -p {self.ports['redis']} ping",
+            "valkey-cli": f"valkey-cli -p {self.ports['redis']}",
             **self.replaced,
         }
         return re.sub("|".join(map(re.escape, places)), lambda found: places[found[0]], text)
@@ -201,10 +202,14 @@ class Compose:
         return True
 
     def healthy(self, name: str) -> bool:
-        """What a service's own health check says."""
-        how, *words = [self.here(word) for word in self.config["services"][name]["healthcheck"]["test"]]
-        words = ["sh", "-c", *words] if how == "CMD-SHELL" else words
-        return subprocess.run(words, env=self.env(name), capture_output=True, check=False).returncode == 0
+        """What a service's own health check says; one that takes too long has failed."""
+        check = self.config["services"][name]["healthcheck"]
+        how, *words = [self.here(word) for word in check["test"]]
+        # Compose shows a dollar that is the shell's as two.
+        words = ["sh", "-c", *(word.replace("$$", "$") for word in words)] if how == "CMD-SHELL" else words
+        within_s = float(check.get("timeout", "30s").removesuffix("s"))
+        command = ["timeout", str(within_s), *words]
+        return subprocess.run(command, env=self.env(name), capture_output=True, check=False).returncode == 0
 
     def end(self) -> None:
         for child in self.running:

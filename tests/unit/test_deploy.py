@@ -253,6 +253,73 @@ def test_only_this_machine_reaches_the_ports_unless_asked_otherwise() -> None:
             assert port["host_ip"] == "127.0.0.1", name
 
 
+BYTES = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "kb": 2**10,
+    "mb": 2**20,
+    "gb": 2**30,
+    "K": 2**10,
+    "M": 2**20,
+}
+BYTES |= {"G": 2**30, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+"""As Valkey, systemd and Kubernetes write sizes."""
+
+
+def size(text: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)(\w*)", text).groups()  # type: ignore[union-attr]
+    return int(number) * BYTES[unit]
+
+
+def test_every_service_has_a_limit_of_memory_swap_and_processes() -> None:
+    for name, service in SERVICES.items():
+        assert int(service["mem_limit"]) == int(service["memswap_limit"]) >= 2**27, name
+        assert 64 <= int(service["pids_limit"]) <= 4096, name
+        if name != "cli":
+            assert service["logging"]["options"] == {"max-size": "10m", "max-file": "5"}, name
+    given = services(
+        OVERPAINT_GPU_MEMORY_LIMIT="200g",
+        OVERPAINT_CPU_MEMORY_LIMIT="8g",
+        OVERPAINT_S3_MEMORY_LIMIT="4g",
+        OVERPAINT_REDIS_MEMORY_LIMIT="6g",
+    )
+    told = {name: int(given[name]["mem_limit"]) >> 30 for name in ("worker-gpu", "worker-cpu", "s3", "redis")}
+    assert told == {"worker-gpu": 200, "worker-cpu": 8, "s3": 4, "redis": 6}
+    for path in (DEPLOY / "systemd").glob("*.service"):
+        unit = read_unit(path)["Service"]
+        assert size(unit["MemoryMax"]) >= 2**29, path.name
+        assert unit["MemorySwapMax"] == "0", path.name
+        assert int(unit["TasksMax"]) >= 64, path.name
+
+
+def test_an_engine_or_a_copy_of_redis_that_takes_too_much_memory_does_not_end_its_service() -> None:
+    """systemd stops the whole unit by default when one of its processes is ended for want of memory."""
+    for name in ("worker@", "valkey"):
+        assert (
+            read_unit(DEPLOY / "systemd" / f"overpaint-{name}.service")["Service"]["OOMPolicy"] == "continue"
+        )
+
+
+def test_redis_gets_twice_the_memory_that_it_may_fill() -> None:
+    """While the append-only file is rewritten, what is changed meanwhile is there twice."""
+    words = {"compose": [*SERVICES["redis"]["entrypoint"], *SERVICES["redis"]["command"]]}
+    limits = {"compose": int(SERVICES["redis"]["mem_limit"])}
+    for overlay, manifests in OVERLAYS.items():
+        (pod,) = [
+            each["spec"]["template"]["spec"]
+            for each in manifests
+            if each["kind"] == "StatefulSet" and each["metadata"]["name"] == "redis"
+        ]
+        words[overlay] = pod["containers"][0]["command"]
+        limits[overlay] = size(pod["containers"][0]["resources"]["limits"]["memory"])
+    unit = read_unit(DEPLOY / "systemd" / "overpaint-valkey.service")["Service"]
+    words["systemd"], limits["systemd"] = shlex.split(unit["ExecStart"]), size(unit["MemoryMax"])
+    for where, argv in words.items():
+        assert 2 * size(argv[argv.index("--maxmemory") + 1]) <= limits[where], where
+
+
 def test_only_who_needs_it_shares_a_network_with_a_store() -> None:
     members: dict[str, set[str]] = {}
     for name, service in SERVICES.items():
