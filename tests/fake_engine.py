@@ -29,6 +29,8 @@ CREDITS = "FAKE_ENGINE_CREDITS"
 BUDGET_S = "FAKE_ENGINE_BUDGET_S"
 LOAD_S = "FAKE_ENGINE_LOAD_S"
 UNLOADABLE = "FAKE_ENGINE_UNLOADABLE"
+DEVICE_DIES = "FAKE_ENGINE_DEVICE_DIES"
+"""Whatever it is given ends it."""
 SPARE_DIES = "FAKE_ENGINE_SPARE_DIES"
 DIE_AT_START = "FAKE_ENGINE_DIES"
 
@@ -146,6 +148,8 @@ class Engine:
                 return
             job = self.waiting.pop(0)
             journal("admitted", job, alone=job.render.alone, company=len(self.live))
+            if os.environ.get(DEVICE_DIES):
+                os.kill(os.getpid(), signal.SIGKILL)
             self.act(job)
             if job.script.get("do") == "decode":
                 self.stick(job)

@@ -30,6 +30,8 @@ def typed(argv: list[str], stage_s: float | None = None, **fixed: Any) -> None:
 def made(given: dict[str, Any]) -> None:
     """Run a worker with these options."""
     logs.configure(as_json=True)
+    if (stage_s := given.pop("stage_s", None)) is not None:
+        node.Launch = partial(Launch, cpu_stage_s=stage_s)  # type: ignore[misc,assignment]
     given["registry"] = Path(given["registry"])
     given["models"] = tuple(given["models"])
     main.run(WorkerOptions(**given), Settings.load())

@@ -16,6 +16,7 @@ import pytest
 from overpaint_shared.errors import EngineDied, EngineHung
 from overpaint_worker import protocol
 from overpaint_worker import spare as spare_module
+from overpaint_worker.crashes import Blame
 from overpaint_worker.engine_client import Answer, EngineClient, Gone
 from overpaint_worker.engine_process import Launch, engine_environment
 from tests import fake_engine
@@ -128,7 +129,8 @@ def test_a_killed_engine_fails_all_its_jobs_at_once_and_is_up_again(world: World
     killed = time.monotonic()
     answers = [future.result(5) for future in futures]
     assert time.monotonic() - killed < 1.0
-    assert all(isinstance(a, Gone) and isinstance(a.error, EngineDied) and a.counted for a in answers)
+    assert all(isinstance(a, Gone) and isinstance(a.error, EngineDied) for a in answers)
+    assert {a.blame for a in answers if isinstance(a, Gone)} == {Blame.SUSPECT}, "either may have done it"
     assert "SIGKILL" in str(answers[0])
     assert world.up(times=2) != pid
     assert isinstance(world.render("c").result(30), protocol.Done)
@@ -144,10 +146,10 @@ def test_only_jobs_at_work_are_counted_when_the_engine_dies(world: World) -> Non
     wait_until(lambda: world.client._process and "waits" in world.client._process.watch.jobs)
     assert not world.stepped("waits")
     os.kill(world.ready[-1].pid, signal.SIGKILL)
-    for future, counted in ((first, True), (waits, False)):
+    for future, blame in ((first, Blame.GUILTY), (waits, Blame.BESIDE)):
         answer = future.result(5)
         assert isinstance(answer, Gone)
-        assert answer.counted is counted
+        assert answer.blame is blame
 
 
 def test_a_stopped_engine_is_killed_at_the_deadline_of_its_unit_of_work(world: World) -> None:
@@ -238,7 +240,7 @@ def test_a_job_for_an_engine_that_is_not_up_comes_back_uncounted(world: World) -
     world.start(**{fake_engine.START_S: "30"})
     answer = world.render("a").result(1)
     assert isinstance(answer, Gone)
-    assert not answer.counted
+    assert answer.blame is Blame.BESIDE
 
 
 def test_stopping_ends_the_process_and_answers_what_it_had(world: World) -> None:
@@ -251,7 +253,7 @@ def test_stopping_ends_the_process_and_answers_what_it_had(world: World) -> None
     world.client.stop()
     answer = future.result(1)
     assert isinstance(answer, Gone)
-    assert not answer.counted
+    assert answer.blame is Blame.BESIDE
     assert isinstance(world.render("b").result(1), Gone), "what comes too late is answered, too"
     wait_until(lambda: process.popen.poll() is not None)
     assert world.gone == 0

@@ -1,6 +1,7 @@
 import pytest
 
-from overpaint_worker.crashes import Barren, InFlight, Watch
+from overpaint_worker.crashes import TEST_JOB, Barren, Blame, InFlight, Watch
+from overpaint_worker.protocol import Progress
 
 
 def watch(**more: object) -> Watch:
@@ -51,39 +52,123 @@ def test_a_picture_that_takes_too_long_on_a_cpu_thread_hangs_though_the_device_i
     assert "prepare of job a" in str(w.hang(51.1))
 
 
-def test_a_crash_counts_against_the_unit_of_work_and_the_cpu_threads_only() -> None:
-    w = watch(jobs=jobs("in_unit", "on_cpu", "between", "waiting"))
-    w.progress("in_unit", "denoise", 1, now=1.0)
+def test_the_one_job_of_the_unit_of_work_is_guilty_and_those_beside_it_are_not() -> None:
+    w = watch(jobs=jobs("in_unit", "between", "waiting"))
+    w.progress("in_unit", "decode", 0, now=1.0)
     w.progress("between", "encode", 0, now=1.0)
+    w.unit("decode", 10.0, ["in_unit", "left_already"], now=1.0)
+    assert w.suspects() == {"in_unit"}
+    assert w.blame() == {"in_unit": Blame.GUILTY, "between": Blame.BESIDE, "waiting": Blame.BESIDE}
+
+
+def test_of_several_at_work_each_is_a_suspect_and_none_is_guilty() -> None:
+    w = watch(jobs=jobs("in_unit", "on_cpu", "between"))
     w.progress("on_cpu", "prepare", 0, now=1.0)
-    w.unit("denoise", 10.0, ["in_unit", "left_already"], now=1.0)
-    assert w.suspects() == {"in_unit", "on_cpu"}
+    w.unit("denoise", 10.0, ["in_unit"], now=1.0)
+    assert w.blame() == {"in_unit": Blame.SUSPECT, "on_cpu": Blame.SUSPECT, "between": Blame.BESIDE}
 
 
-def test_a_job_that_kills_the_engine_before_a_word_of_it_is_a_suspect() -> None:
-    assert watch(jobs=jobs("a", "b")).suspects() == {"a", "b"}
+def test_a_job_that_hangs_on_a_cpu_thread_is_guilty_and_those_that_step_meanwhile_are_not() -> None:
+    w = watch(jobs=jobs("culprit", "steps", "prepares"))
+    w.progress("culprit", "prepare", 0, now=1.0)
+    w.progress("prepares", "prepare", 0, now=50.0)
+    w.unit("denoise", 1000.0, ["steps"], now=50.0)
+    assert w.blame(w.hang(51.1)) == {
+        "culprit": Blame.GUILTY,
+        "steps": Blame.BESIDE,
+        "prepares": Blame.BESIDE,
+    }
 
 
-def test_three_crashes_without_a_step_are_the_devices_fault_and_a_step_starts_the_count_anew() -> None:
+def test_a_unit_that_hangs_is_its_own_jobs_fault() -> None:
+    w = watch(jobs=jobs("in_unit", "on_cpu"))
+    w.progress("on_cpu", "prepare", 0, now=1.0)
+    w.unit("encode", 5.0, ["in_unit"], now=1.0)
+    assert w.blame(w.hang(6.1)) == {"in_unit": Blame.GUILTY, "on_cpu": Blame.BESIDE}
+
+
+def test_a_load_without_a_job_that_ends_the_engine_is_no_jobs_fault() -> None:
+    w = watch(jobs=jobs("waiting"))
+    w.unit("load", 5.0, [], now=1.0)
+    assert w.blame() == {"waiting": Blame.BESIDE}
+    assert w.blame(w.hang(6.1)) == {"waiting": Blame.BESIDE}
+
+
+def test_a_job_whose_picture_is_read_waits_for_the_device_and_is_not_at_work() -> None:
+    w = watch(jobs=jobs("loads", "waits"))
+    w.note(Progress(job="waits", token=0, stage="prepare", step=0, of=1), now=1.0)
+    w.note(Progress(job="waits", token=0, stage="prepare", step=1, of=1), now=2.0)
+    w.unit("load", 1800.0, ["loads"], now=2.0)
+    assert w.hang(1000.0) is None
+    assert w.suspects() == {"loads"}
+
+
+def test_jobs_that_the_engine_never_spoke_of_are_suspects_together_and_guilty_alone() -> None:
+    assert watch(jobs=jobs("a", "b")).blame() == {"a": Blame.SUSPECT, "b": Blame.SUSPECT}
+    assert watch(jobs=jobs("a")).blame() == {"a": Blame.GUILTY}
+
+
+def poisoned(job: str = "poison", model: str = "tiny") -> Watch:
+    return watch(jobs={job: InFlight(sent_at=0.0, spec_json=f'{{"model": "{model}"}}')})
+
+
+def test_three_starts_that_fail_are_the_devices_fault_and_a_step_starts_the_count_anew() -> None:
     barren = Barren()
     for _ in range(2):
-        barren.ended(watch(jobs=jobs("a", "b")))
-    assert not barren.give_up
+        barren.ended(watch(ready=False))
     stepped = watch(jobs=jobs("a"))
     stepped.progress("a", "denoise", 1, now=0.0)
     barren.ended(stepped)
     for _ in range(2):
-        barren.ended(watch())
+        barren.ended(watch(ready=False))
     assert not barren.give_up
-    barren.ended(watch())
+    barren.ended(watch(ready=False))
     assert barren.give_up
 
 
-def test_a_job_that_runs_alone_explains_its_crash_by_itself() -> None:
+def test_jobs_alone_never_make_the_device_be_at_fault_but_they_make_it_be_tested() -> None:
     barren = Barren()
-    for _ in range(5):
-        barren.ended(watch(jobs={"poison": InFlight(sent_at=0.0, alone=True)}))
+    for number in range(32):
+        assert not barren.in_doubt
+        barren.ended(poisoned(f"poison {number}"))
+        barren.ended(poisoned(f"poison {number}", "other"))
+        assert (barren.in_doubt, barren.model) == (True, "other")
+        barren.proven()
     assert not barren.give_up
+    assert barren.pause_s == 0.0
+
+
+def test_a_device_that_ends_its_test_three_times_is_at_fault() -> None:
+    barren = Barren()
+    barren.ended(poisoned())
+    barren.ended(poisoned())
+    for ended in range(3):
+        assert (barren.in_doubt, barren.give_up) == (True, False), ended
+        barren.ended(poisoned(TEST_JOB))
+    assert barren.give_up
+
+
+def test_an_engine_that_is_killed_while_it_rests_says_nothing_about_the_device() -> None:
+    barren = Barren()
+    for _ in range(10):
+        barren.ended(watch())
+    assert not barren.give_up
+
+
+def test_a_load_without_a_job_that_ends_the_engine_each_time_is_the_devices_fault() -> None:
+    barren = Barren()
+    for _ in range(3):
+        loads = watch()
+        loads.unit("load", 5.0, [], now=1.0)
+        barren.ended(loads)
+    assert barren.give_up
+
+
+@pytest.mark.parametrize("spec", ["", "[", "[]", "{}", '{"model": 7}', "[" * 100_000])
+def test_a_job_whose_spec_is_none_makes_no_trouble(spec: str) -> None:
+    barren = Barren()
+    barren.ended(watch(jobs={"a": InFlight(sent_at=0.0, spec_json=spec)}))
+    assert barren.model is None
 
 
 def test_entering_the_denoise_stage_is_no_step() -> None:

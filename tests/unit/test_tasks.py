@@ -31,6 +31,7 @@ from overpaint_shared.ledger import (
 )
 from overpaint_shared.settings import Limits
 from overpaint_worker import protocol
+from overpaint_worker.crashes import Blame
 from overpaint_worker.engine_client import Answer, Gone
 from overpaint_worker.keeper import Keeper
 from overpaint_worker.metrics import Metrics
@@ -60,6 +61,7 @@ class World:
     )
     verdict: Any = "ok"
     crashes: int = 0
+    suspect: bool = False
     accepts: bool = True
     ends_as: JobState = JobState.DONE
     fetch_errors: list[OverpaintError] = field(default_factory=list)
@@ -101,7 +103,10 @@ class World:
     # The ledger
 
     def claim(self, job_id: str) -> Claim:
-        return Claim(self.verdict, 7, 1, json.dumps(self.spec), "owner", self.crashes, (wakeup("claim"),))
+        return Claim(
+            self.verdict, 7, 1, json.dumps(self.spec), "owner", self.crashes, (wakeup("claim"),),
+            suspect=self.suspect,
+        )  # fmt: skip
 
     def finish(self, job: str, token: int, outcome: Outcome) -> Finished:
         if self.finish_errors:
@@ -191,11 +196,19 @@ def test_a_picture_is_stored_under_the_jobs_own_name_for_it_before_the_job_is_do
     assert lost.finished == []
 
 
-@pytest.mark.parametrize(("crashes", "alone"), [(0, False), (1, True)])
-def test_a_job_that_was_in_a_crash_runs_alone(crashes: int, alone: bool) -> None:
-    world = World(crashes=crashes)
+@pytest.mark.parametrize(
+    ("crashes", "suspect", "alone"), [(0, False, False), (1, False, True), (0, True, True)]
+)
+def test_a_job_that_was_in_a_crash_runs_alone(crashes: int, suspect: bool, alone: bool) -> None:
+    world = World(crashes=crashes, suspect=suspect)
     world.run()
     assert world.rendered[0].alone is alone
+
+
+def test_a_device_that_fails_under_a_job_alone_counts_against_it() -> None:
+    world = World(answer=engine_failed("engine", "device"), suspect=True)
+    assert world.run() is None
+    assert world.released == [ReleaseReason.CRASHED]
 
 
 @pytest.mark.parametrize("verdict", ["busy", "skip", "gone", "dead"])
@@ -254,8 +267,8 @@ def engine_failed(code: str, kind: str) -> protocol.Failed:
     return protocol.Failed(job="j", token=7, error={"code": code, "message": "m"}, kind=kind)
 
 
-def gone(counted: bool) -> Gone:
-    return Gone(EngineDied("the engine ended"), counted)
+def gone(blame: Blame) -> Gone:
+    return Gone(EngineDied("the engine ended"), blame)
 
 
 @pytest.mark.parametrize(
@@ -263,9 +276,10 @@ def gone(counted: bool) -> Gone:
     [
         (engine_failed("unsupported", "unable"), ReleaseReason.UNABLE),
         (engine_failed("out_of_memory", "device"), ReleaseReason.UNABLE),
-        (engine_failed("engine", "device"), ReleaseReason.CRASHED),
-        (gone(counted=True), ReleaseReason.CRASHED),
-        (gone(counted=False), ReleaseReason.STOPPED),
+        (engine_failed("engine", "device"), ReleaseReason.SUSPECTED),
+        (gone(Blame.GUILTY), ReleaseReason.CRASHED),
+        (gone(Blame.SUSPECT), ReleaseReason.SUSPECTED),
+        (gone(Blame.BESIDE), ReleaseReason.STOPPED),
     ],
 )
 def test_what_is_the_workers_fault_gives_the_job_back(answer: Answer, reason: ReleaseReason) -> None:

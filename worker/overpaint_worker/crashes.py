@@ -1,7 +1,9 @@
 """When is an engine hung, whom does a crash count against, when is the device at fault? It reads no clock."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from overpaint_worker.protocol import CPU_STAGE_BUDGET_S, CPU_STAGES, Progress, Ready, ToWorker, Unit
 
@@ -10,7 +12,34 @@ LOAD = "load"
 ANSWER_S = 60.0
 START_S = 180.0
 MAX_BARREN = 3
+DOUBTED_AFTER = 2
 LONGEST_PAUSE_S = 30.0
+
+
+TEST_JOB = "device-test"
+"""The worker's own job, which shows whether the device is at fault. No job of the ledger has this id."""
+
+
+class Blame(Enum):
+    """What the end of an engine says about a job that it had."""
+
+    GUILTY = "guilty"
+    """It alone was at work, or it alone missed its deadline."""
+    SUSPECT = "suspect"
+    """It was at work, and so were others."""
+    BESIDE = "beside"
+    """It was not at work."""
+
+
+@dataclass(frozen=True)
+class Hang:
+    """What took longer than it may, in words, and whose work it was; None: nobody knows."""
+
+    what: str
+    jobs: frozenset[str] | None = None
+
+    def __str__(self) -> str:
+        return self.what
 
 
 @dataclass
@@ -20,14 +49,16 @@ class InFlight:
     sent_at: float
     token: int = 0
     """Of the attempt: a worker may get a job back while the engine still ends the attempt before."""
-    alone: bool = False
+    spec_json: str = ""
     stage: str | None = None
     since: float = 0.0
+    over: bool = False
+    """Its CPU thread has done the stage; it waits for the device."""
 
     @property
     def on_cpu(self) -> bool:
         """One of the engine's CPU threads has it, beside the device's unit of work."""
-        return self.stage in CPU_STAGES
+        return self.stage in CPU_STAGES and not self.over
 
 
 @dataclass
@@ -57,7 +88,7 @@ class Watch:
             case Unit():
                 self.unit(message.stage, message.budget_s, message.jobs, now)
             case Progress():
-                self.progress(message.job, message.stage, message.step, now)
+                self.progress(message.job, message.stage, message.step, now, of=message.of)
             case Ready():
                 self.ready = True
 
@@ -69,10 +100,11 @@ class Watch:
         """A unit of work began."""
         self._unit, self._unit_jobs, self._unit_ends = stage, tuple(jobs), now + budget_s
 
-    def progress(self, job: str, stage: str, step: int, now: float) -> None:
-        """A job entered a stage or made a step."""
-        if (flight := self.jobs.get(job)) is not None and flight.stage != stage:
-            flight.stage, flight.since = stage, now
+    def progress(self, job: str, stage: str, step: int, now: float, of: int = 0) -> None:
+        """A job entered a stage, made a step, or has done the stage (`step` of `of`)."""
+        over = 0 < of <= step
+        if (flight := self.jobs.get(job)) is not None and (flight.stage, flight.over) != (stage, over):
+            flight.stage, flight.since, flight.over = stage, now, over
         self.steps += stage == "denoise" and step > 0
 
     def over(self, job: str, token: int) -> None:
@@ -80,57 +112,112 @@ class Watch:
         if (flight := self.jobs.get(job)) is not None and flight.token == token:
             del self.jobs[job]
 
-    def hang(self, now: float) -> str | None:
-        """In words, what has taken longer than it may; None if nothing has."""
+    def hang(self, now: float) -> Hang | None:
+        """What has taken longer than it may; None if nothing has."""
         if not self.ready:
-            return f"no start within {self.start_s:g} s" if now > self.started_at + self.start_s else None
+            late = now > self.started_at + self.start_s
+            return Hang(f"no start within {self.start_s:g} s") if late else None
         for job, flight in self.jobs.items():
             if flight.on_cpu and now > flight.since + self.cpu_stage_s:
-                return f"{flight.stage} of job {job} took longer than {self.cpu_stage_s:g} s"
+                what = f"{flight.stage} of job {job} took longer than {self.cpu_stage_s:g} s"
+                return Hang(what, frozenset([job]))
         if self._unit != IDLE:
-            return f"{self._unit} took longer than it may" if now > self._unit_ends else None
+            late = now > self._unit_ends
+            return Hang(f"{self._unit} took longer than it may", self._in_unit()) if late else None
         if not self.jobs or any(flight.on_cpu for flight in self.jobs.values()):
             return None
         last = max(self._heard_at, *(flight.sent_at for flight in self.jobs.values()))
-        return f"no word for {self.answer_s:g} s" if now > last + self.answer_s else None
+        return Hang(f"no word for {self.answer_s:g} s") if now > last + self.answer_s else None
 
     @property
     def calm(self) -> bool:
         """It is up and loads nothing, so other work on this machine does not delay a job's first step."""
         return self.ready and self._unit != LOAD
 
-    def suspects(self) -> frozenset[str]:
-        """The jobs a crash counts against: those in the unit of work and on the CPU threads.
+    @property
+    def rests(self) -> bool:
+        """It is up and does nothing, so what ends it comes from elsewhere."""
+        return self.ready and self._unit == IDLE
 
-        If that is none, then those it has told of, and if that is none too, all: else a job that kills the
-        engine before a word of it would never be found.
+    def _in_unit(self) -> frozenset[str]:
+        return frozenset(self._unit_jobs) & self.jobs.keys()
+
+    def suspects(self, hang: Hang | None = None) -> frozenset[str]:
+        """The jobs one of which ended the engine: whose work hung; else those in the unit of work and on the
+        CPU threads.
+
+        While the device has no unit of work and no CPU thread has any, they are those that the engine has
+        told of, and if that is none too, all: else a job that kills the engine before a word of it would
+        never be found.
         """
-        at_work = set(self._unit_jobs) if self._unit != IDLE else set()
-        at_work |= {job for job, flight in self.jobs.items() if flight.on_cpu}
+        if hang is not None and hang.jobs is not None:
+            return hang.jobs & self.jobs.keys()
+        on_cpu = {job for job, flight in self.jobs.items() if flight.on_cpu}
+        if self._unit != IDLE:
+            return self._in_unit() | on_cpu
         told = {job for job, flight in self.jobs.items() if flight.stage is not None}
-        return frozenset(at_work & self.jobs.keys() or told or self.jobs)
+        return frozenset(on_cpu or told or self.jobs)
+
+    def blame(self, hang: Hang | None = None) -> Mapping[str, Blame]:
+        """For each job that the engine had, what its end says about it.
+
+        A job is counted only where it is the one suspect. Several suspects run alone next, so the innocent
+        among them are never counted.
+        """
+        suspects = self.suspects(hang)
+        found = Blame.GUILTY if len(suspects) == 1 else Blame.SUSPECT
+        return {job: found if job in suspects else Blame.BESIDE for job in self.jobs}
+
+    def models(self, hang: Hang | None = None) -> list[str]:
+        """The models of the suspects."""
+        specs = [self.jobs[job].spec_json for job in sorted(self.suspects(hang))]
+        return [model for model in map(_model_of, specs) if model is not None]
+
+
+def _model_of(spec_json: str) -> str | None:
+    try:
+        model = json.loads(spec_json)["model"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return model if isinstance(model, str) else None
 
 
 @dataclass
 class Barren:
-    """Counts crashes with no step of any job since the engine before; three of them are the device's fault.
+    """Counts ends of the engine without a step of any job, and says whether the device is at fault.
 
-    A job that already runs alone because of an earlier crash explains its own: it is given up by the ledger's
-    count, and must not take a healthy worker with it.
+    Jobs that kill engines look like a device that kills jobs. So after two such ends the next engine gets a
+    job of the worker's own. If it renders, the device is well and the jobs are at fault. Only ends at the
+    start, in a load without a job, or with that job at work count against the device.
     """
 
     count: int = 0
     in_a_row: int = 0
+    doubted: int = 0
+    model: str | None = None
+    """Of the job that was at work last."""
 
-    def ended(self, watch: Watch) -> None:
+    def ended(self, watch: Watch, hang: Hang | None = None) -> None:
         """An engine process ended without being asked to."""
         if watch.steps:
-            self.count = self.in_a_row = 0
+            self.proven()
             return
         self.in_a_row += 1
-        suspects = watch.suspects()
-        if not (suspects and all(watch.jobs[job].alone for job in suspects)):
+        suspects = watch.suspects(hang)
+        if TEST_JOB in suspects or not (suspects or watch.rests):
             self.count += 1
+            return
+        self.doubted += 1
+        self.model = next(iter(watch.models(hang)), self.model)
+
+    def proven(self) -> None:
+        """The device rendered."""
+        self.count = self.in_a_row = self.doubted = 0
+
+    @property
+    def in_doubt(self) -> bool:
+        """The next engine must show that the device is well before it takes jobs."""
+        return self.doubted >= DOUBTED_AFTER
 
     @property
     def give_up(self) -> bool:

@@ -8,6 +8,7 @@ pipe does.
 
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,8 @@ from typing import Protocol
 import structlog
 
 from overpaint_shared.errors import EngineDied, EngineHung, OverpaintError
-from overpaint_worker.crashes import Barren, InFlight
+from overpaint_worker.crashes import TEST_JOB, Barren, Blame, InFlight
+from overpaint_worker.device_test import device_test
 from overpaint_worker.engine_process import EngineProcess, Launch, status_in_words
 from overpaint_worker.protocol import (
     Cancel,
@@ -47,10 +49,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Gone:
-    """The engine ended while it had the job. `counted`: the job was at work when it did."""
+    """The engine ended while it had the job; what that says about the job."""
 
     error: EngineDied | EngineHung
-    counted: bool
+    blame: Blame = Blame.BESIDE
 
 
 Answer = Done | Failed | Cancelled | Gone
@@ -78,7 +80,7 @@ class Listener(Protocol):
         """A model that it was to load cannot be."""
 
     def engine_given_up(self, reason: str) -> None:
-        """It crashed three times without one step and is not started again."""
+        """The device is at fault, and no engine is started again."""
 
 
 class EngineClient:
@@ -94,6 +96,7 @@ class EngineClient:
         self._process: EngineProcess | None = None
         self._closing = threading.Event()
         self._barren = Barren()
+        self._testing = False
         self._keeper = threading.Thread(target=self._keep, name="engine-keeper", daemon=True)
         self._watchdog = threading.Thread(target=self._guard, name="engine-watchdog", daemon=True)
         self.stats: Stats | None = None
@@ -119,13 +122,19 @@ class EngineClient:
         future: Future[Answer] = Future()
         with self._lock:
             process = self._process
-            if process is None or not process.watch.ready or self._closing.is_set():
-                future.set_result(Gone(EngineDied("the engine was not up"), counted=False))
+            if process is None or not process.watch.ready or self._closing.is_set() or self._shut(job):
+                future.set_result(Gone(EngineDied("the engine was not up")))
                 return future
             self._futures[job.job, job.token] = future
-            process.watch.jobs[job.job] = InFlight(sent_at=time.monotonic(), token=job.token, alone=job.alone)
+            process.watch.jobs[job.job] = InFlight(
+                sent_at=time.monotonic(), token=job.token, spec_json=job.spec_json
+            )
             process.send(frame)
         return future
+
+    def _shut(self, job: Render) -> bool:
+        """While the device is tested, it gets no other job."""
+        return self._testing and job.job != TEST_JOB
 
     def cancel(self, job: str, token: int) -> None:
         """Ask for an attempt to be stopped; its future says when it is."""
@@ -148,7 +157,7 @@ class EngineClient:
         if process := self._process:
             process.send(encode(Stop()))
             process.leave(LEAVE_S)
-        self._end_all(EngineDied("the worker stops"), frozenset())
+        self._end_all(EngineDied("the worker stops"), {})
 
     # The keeper's thread
 
@@ -172,7 +181,7 @@ class EngineClient:
                 self._ended(process, error)
             if self._barren.give_up:
                 self._listener.engine_given_up(
-                    f"the engine ended {self._barren.count} times without one step"
+                    f"the engine ended {self._barren.in_a_row} times without one step"
                 )
                 return
             self._closing.wait(self._barren.pause_s)
@@ -195,9 +204,27 @@ class EngineClient:
                 self._listener.engine_credits(message.slots)
             case Ready():
                 _log_ready(message)
-                self._listener.engine_ready(message)
+                self._up(message)
             case _:
                 self._noted(message)
+
+    def _up(self, ready: Ready) -> None:
+        """It takes work, unless it must show first that its device is not what ended those before."""
+        if not self._barren.in_doubt or self._barren.model is None:
+            self._listener.engine_ready(ready)
+            return
+        self._testing = True
+        log.info("device tested", action="engine.testing", model=self._barren.model)
+        test = self.render(device_test(self._barren.model))
+        test.add_done_callback(lambda done: self._tested(ready, done.result()))
+
+    def _tested(self, ready: Ready, answer: Answer) -> None:
+        self._testing = False
+        if isinstance(answer, Gone):
+            return  # its end is counted
+        self._barren.proven()
+        log.warning("device is well, the jobs are at fault", action="engine.tested", model=self._barren.model)
+        self._listener.engine_ready(ready)
 
     def _noted(self, message: ToWorker) -> None:
         match message:
@@ -222,21 +249,22 @@ class EngineClient:
         if self._closing.is_set():
             return
         self._listener.engine_gone()
-        self._barren.ended(process.watch)
-        suspects = process.watch.suspects()
+        hang = process.hung
+        self._barren.ended(process.watch, hang)
+        blame = process.watch.blame(hang)
         why: EngineDied | EngineHung
-        if process.hung:
-            why = EngineHung(f"the engine hung and was killed: {process.hung}")
+        if hang:
+            why = EngineHung(f"the engine hung and was killed: {hang}")
         else:
             said = f": {error}" if isinstance(error, ProtocolError) else ""
             why = EngineDied(f"the engine ended, {status_in_words(status)}{said}")
         log.error(
             str(why),
-            action="engine.hung" if process.hung else "engine.died",
+            action="engine.hung" if hang else "engine.died",
             status=status,
-            at_work=sorted(suspects),
+            at_work=sorted(job for job, found in blame.items() if found is not Blame.BESIDE),
         )
-        self._end_all(why, suspects)
+        self._end_all(why, blame)
 
     # Futures
 
@@ -248,11 +276,11 @@ class EngineClient:
         if future:
             future.set_result(answer)
 
-    def _end_all(self, error: EngineDied | EngineHung, suspects: frozenset[str]) -> None:
+    def _end_all(self, error: EngineDied | EngineHung, blame: Mapping[str, Blame]) -> None:
         with self._lock:
             ended, self._futures = self._futures, {}
         for (job, _), future in ended.items():
-            future.set_result(Gone(error, counted=job in suspects))
+            future.set_result(Gone(error, blame.get(job, Blame.BESIDE)))
 
     def _send(self, message: ToEngine) -> None:
         with self._lock:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from overpaint_worker.crashes import ANSWER_S, START_S, Watch
+from overpaint_worker.crashes import ANSWER_S, START_S, Hang, Watch
 from overpaint_worker.protocol import (
     CPU_STAGE_BUDGET_S,
     MAX_FRAME_BYTES,
@@ -69,7 +69,7 @@ class EngineProcess:
             )
             self._connection = Connection(ours.detach())
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self.hung: str | None = None
+        self.hung: Hang | None = None
         self.watch = Watch(
             started_at=time.monotonic(),
             start_s=launch.start_s,

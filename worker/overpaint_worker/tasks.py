@@ -41,6 +41,7 @@ from overpaint_shared.queues import RENDER_TASK
 from overpaint_shared.settings import Limits
 from overpaint_shared.store import Store
 from overpaint_worker import protocol
+from overpaint_worker.crashes import Blame
 from overpaint_worker.cycle import Intake
 from overpaint_worker.engine_client import Answer, EngineClient, Gone
 from overpaint_worker.inputs import Inputs
@@ -54,6 +55,12 @@ CONTENT_TYPES: Mapping[str, str] = {
     "jpg": "image/jpeg",
     "jpeg": "image/jpeg",
     "json": "application/json",
+}
+
+_BLAMED: Mapping[Blame, ReleaseReason] = {
+    Blame.GUILTY: ReleaseReason.CRASHED,
+    Blame.SUSPECT: ReleaseReason.SUSPECTED,
+    Blame.BESIDE: ReleaseReason.STOPPED,
 }
 
 T = TypeVar("T")
@@ -155,6 +162,7 @@ class Renderer:
         self._timing = Timing()
         self._began = time.perf_counter()
         self._kind = ("", "")
+        self._alone = False
 
     def run(self, job_id: str) -> Outcome | None:
         """Claim, render and settle a job; how it ended, None if it did not end here."""
@@ -173,7 +181,7 @@ class Renderer:
             bound_contextvars(job=job_id, token=claim.token, attempt=claim.attempt),
             self._room.keeper.watching(job_id, claim.token, claim.attempt) as a,
         ):
-            log.info("job claimed", action="job.claimed", alone=claim.crashes > 0)
+            log.info("job claimed", action="job.claimed", alone=claim.alone)
             return self._settle(a, self._attempt(claim, a))
 
     # From a claim to an end
@@ -213,14 +221,14 @@ class Renderer:
 
     def _rendered(self, claim: Claim, pictures: Mapping[str, bytes], attempt: Attempt) -> Answer:
         check(attempt)
-        room = self._room
+        room, self._alone = self._room, claim.alone
         future = room.engine.render(
             protocol.Render(
                 job=attempt.job,
                 token=attempt.token,
                 spec_json=claim.spec_json,
                 inputs=pictures,
-                alone=claim.crashes > 0,
+                alone=claim.alone,
             )
         )
         if attempt.cancelled or attempt.fenced:  # said before the engine knew the job
@@ -234,10 +242,9 @@ class Renderer:
             case protocol.Cancelled():
                 return Cancelled()
             case Gone():
-                reason = ReleaseReason.CRASHED if answer.counted else ReleaseReason.STOPPED
-                return GiveBack(reason, str(answer.error))
+                return GiveBack(_BLAMED[answer.blame], str(answer.error))
             case protocol.Failed():
-                return _refusal(answer)
+                return _refusal(answer, alone=self._alone)
 
     def _stored(self, done: protocol.Done, attempt: Attempt, owner: str, output: Output) -> Done:
         check(attempt)
@@ -359,11 +366,12 @@ class Renderer:
         return patiently(call, within_s, attempt, self._room.metrics.retried, stop_on_cancel=stop_on_cancel)
 
 
-def _refusal(failed: protocol.Failed) -> Outcome | GiveBack:
-    """What becomes of a job that the engine could not render."""
+def _refusal(failed: protocol.Failed, *, alone: bool) -> Outcome | GiveBack:
+    """What becomes of a job that the engine could not render. `alone`: no other was in the engine."""
     error = OverpaintError.from_json(failed.error)
     if failed.kind == "job":
         return Failed(failed.error)
     if failed.kind == "unable" or error.code == "out_of_memory":  # a larger device may do it
         return GiveBack(ReleaseReason.UNABLE, str(error))
-    return GiveBack(ReleaseReason.CRASHED, str(error))
+    # A device that fails in a batch fails for all its jobs, so only a job alone is counted.
+    return GiveBack(ReleaseReason.CRASHED if alone else ReleaseReason.SUSPECTED, str(error))

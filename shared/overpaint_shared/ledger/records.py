@@ -124,10 +124,17 @@ class Claim:
     spec_json: str = ""
     owner: str = ""
     crashes: int = 0
-    """More than 0: this job was in a batch that crashed, so render it alone."""
+    """How often its engine died or hung with this job at fault."""
     wakeups: tuple[Wakeup, ...] = ()
     waited_s: float | None = None
     """How long it was queued; None where a claim was asked for twice."""
+    suspect: bool = False
+    """An engine died while this job and others were at work, so it is not known which of them did it."""
+
+    @property
+    def alone(self) -> bool:
+        """It must be rendered alone, so that the next crash has one culprit."""
+        return self.suspect or self.crashes > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +180,9 @@ class ReleaseReason(StrEnum):
     STOPPED = "stopped"
     """The worker stops; not counted."""
     CRASHED = "crashed"
-    """The engine died or hung with this job in it; counted, and beyond `max_crashes` the job is dead."""
+    """The engine died or hung through this job; counted, and beyond `max_crashes` the job is dead."""
+    SUSPECTED = "suspected"
+    """The engine died or hung while this job and others were at work; not counted, and it runs alone next."""
     UNABLE = "unable"
     """This worker cannot render it; not counted, and this worker is not asked again."""
 

@@ -92,9 +92,11 @@ def claim(reply: Sequence[Any]) -> Claim:
     """The answer of `claim.lua`."""
     if reply[0] != "ok":
         return Claim(reply[0])
-    verdict, token, attempt, spec, owner, crashes, due, waited = reply
+    verdict, token, attempt, spec, owner, crashes, due, waited, suspect = reply
     waited_s = float(waited) if waited else None
-    return Claim(verdict, int(token), int(attempt), spec, owner, int(crashes), wakeups(due), waited_s)
+    return Claim(
+        verdict, int(token), int(attempt), spec, owner, int(crashes), wakeups(due), waited_s, bool(suspect)
+    )
 
 
 def conflict(items: Sequence[Submission], done: Sequence[Submitted]) -> SubmitConflict:

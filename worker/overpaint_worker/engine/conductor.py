@@ -188,7 +188,10 @@ class Conductor:
 
         def begin() -> Any:
             self._tell(session, stage, 0, 1)
-            return call()
+            try:
+                return call()
+            finally:  # the device may be busy for long before it takes the job up
+                self._tell(session, stage, 1, 1)
 
         def ended(future: Future[Any]) -> None:
             if not future.cancelled():

@@ -1,4 +1,4 @@
--- Gives a queued job to a worker: -> {ok, token, attempt, spec, owner, crashes, wake-ups, waited}, or {verdict}
+-- Gives a queued job to a worker: -> {ok, token, attempt, spec, owner, crashes, wake-ups, waited, suspect}, or {verdict}
 local id, worker, asked, lease_s, window, keep_s, features, models = unpack(ARGV)
 work_when_full()
 local at, out, waited = clock(), {}, ''
@@ -6,7 +6,8 @@ local job = load(id)
 if not job then return {'gone'} end
 
 local function granted()
-  return {'ok', job.token, job.attempt, call('GET', 'op:spec:' .. id) or '', job.owner, job.crashes or '0', out, waited}
+  return {'ok', job.token, job.attempt, call('GET', 'op:spec:' .. id) or '', job.owner, job.crashes or '0', out, waited,
+    job.suspect or ''}
 end
 
 if job.state ~= 'queued' then

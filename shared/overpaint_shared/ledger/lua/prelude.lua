@@ -20,7 +20,7 @@
 
 local FIELDS = {'state', 'owner', 'model', 'priority', 'class', 'title', 'created', 'since', 'group', 'submit_token',
   'digest', 'token', 'attempt', 'crashes', 'lost', 'worker', 'worker_name', 'claimed_by', 'excluded', 'unable_since',
-  'features', 'fault', 'odd'}
+  'features', 'fault', 'odd', 'suspect'}
 local TIMES, COUNTS = {'created', 'since', 'unable_since'}, {'attempt', 'crashes', 'lost'}
 local LONGEST_FIELD, KEEP_ODD_S = 1048576, 604800
 local CLASSES = {}

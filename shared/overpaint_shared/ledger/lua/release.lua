@@ -24,6 +24,7 @@ elseif reason == 'crashed' then
   end
 else
   if reason == 'unable' then exclude(job, job.worker, at) end
+  if reason == 'suspected' then set(job, 'suspect', '1') end  -- not counted: the next attempt runs alone and shows it
   come_back(job, at, out)
 end
 top_up(lane_of(job), window, at, out)
