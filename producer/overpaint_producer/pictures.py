@@ -18,6 +18,7 @@ from overpaint_producer.headers import FORMATS, upright_size
 from overpaint_shared.errors import InputError, SpecError
 from overpaint_shared.files import read_picture_file
 from overpaint_shared.headers import Header, look
+from overpaint_shared.headers.together import check_together
 from overpaint_shared.sizes import MISFIT_FIX, misfits
 from overpaint_shared.store_keys import external_address
 
@@ -104,6 +105,15 @@ def check_sizes(spec: "JobSpec", sizes: Mapping[str, tuple[int, int]], where: st
         raise SpecError(f"{where} cannot be rendered:", problems, fix=MISFIT_FIX)
 
 
+def check_costs(spec: "JobSpec", seen: Mapping[str, "Seen"], limits: "Limits") -> None:
+    """Refuse a job whose local pictures are too much together; its worker counts all. Raises InputError."""
+    check_together(
+        spec, {name: each.length for name, each in seen.items()}, limits.max_job_bytes, "max_job_bytes"
+    )
+    decoded = {name: each.header.decoded_bytes for name, each in seen.items() if each.header}
+    check_together(spec, decoded, limits.max_decoded_bytes, "max_decoded_bytes")
+
+
 class Uploader:
     """Puts pictures into the store under one owner; a file is read and sent once for all that name it.
 
@@ -184,8 +194,8 @@ class Uploader:
         picture = read_picture(path, self._limits, field)
         reference = STORED + hashlib.sha256(picture.data).hexdigest()
         if key is not None:
-            self._known[key] = Seen(reference, picture.size)
-        return Seen(reference, picture.size, picture.data)
+            self._known[key] = Seen(reference, picture.size, picture.header, len(picture.data))
+        return Seen(reference, picture.size, picture.header, len(picture.data), picture.data)
 
     def _send(self, data: bytes) -> str:
         try:
@@ -218,6 +228,9 @@ class Seen:
 
     reference: str
     size: tuple[int, int] | None = None
+    header: Header | None = None
+    length: int = 0
+    """Bytes of its file, where it is read here."""
     data: bytes | None = field(default=None, repr=False)
     """What is to be sent; None for what was told before, or is not this machine's to send."""
 

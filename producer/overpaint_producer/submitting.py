@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overpaint_producer.jobfiles import Draft, as_object, read_path
-from overpaint_producer.pictures import Seen, Uploader, check_sizes
+from overpaint_producer.pictures import Seen, Uploader, check_costs, check_sizes
 from overpaint_shared.catalogue import Catalogue, SpecWarning, check
 from overpaint_shared.errors import InputError, ServiceError
 from overpaint_shared.job import JobSpec, parse_job
@@ -156,6 +156,7 @@ class Submitter:
                 f"{draft.where}: {error.message}", field=error.field, value=error.value, fix=error.fix
             ) from error
         check_sizes(spec, {name: each.size for name, each in seen.items() if each.size}, draft.where)
+        check_costs(spec, seen, self._limits)
         self._uploader.send(seen.values())
         source = seen[next(iter(references))]  # the first reference is the source's
         warnings += lint(spec, defaults=catalogue.defaults(spec.model), source_size=source.size)

@@ -77,6 +77,8 @@ class Limits:
     """What an operator lets one job ask for."""
 
     max_input_bytes: int = 64 * 2**20
+    max_job_bytes: int = 256 * 2**20
+    max_decoded_bytes: int = 2**30
     max_pixels: int = 64_000_000
     max_frames: int = 1
     max_steps: int = 1000

@@ -155,6 +155,14 @@ class Settings(BaseModel):
         ge=1,
         description="Bytes of one input picture, checked before decoding.",
     )
+    max_job_bytes: ByteSize = Field(
+        ByteSize(Limits.max_job_bytes), ge=1, description="Bytes of all input pictures of one job together."
+    )
+    max_decoded_bytes: ByteSize = Field(
+        ByteSize(Limits.max_decoded_bytes),
+        ge=1,
+        description="Bytes that all input pictures of one job take when they are decoded, checked before.",
+    )
     max_pixels: int = Field(
         Limits.max_pixels, ge=64, description="Pixels of one input picture, checked before decoding."
     )

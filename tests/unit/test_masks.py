@@ -1,7 +1,9 @@
 """Mask operations against the reference's own outputs, and against slow second derivations."""
 
 import json
+import time
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -216,7 +218,47 @@ def built(
 ) -> torch.Tensor:
     made = canvas.prepare(source, ops, LIMITS)  # type: ignore[arg-type]
     mask = TypeAdapter(Mask).validate_json(json.dumps(spec))
-    return masks.build(mask, source, made, images or {}, **how)
+    return masks.build(mask, source, made, (images or {}).__getitem__, **how)
+
+
+@pytest.mark.parametrize("how", ["union", "intersect", "subtract"])
+def test_a_combination_holds_two_of_its_parts_at_a_time(how: str) -> None:
+    source, alive, most = picture(noise(10, 20, 3)), WeakSet[torch.Tensor](), []
+
+    def image(path: str) -> torch.Tensor:
+        alive.add(part := noise(10, 20, seed=len(path)))
+        most.append(len(alive))
+        return part
+
+    inner = {"from": "combine", "how": how, "masks": [{"from": "image", "image": "m.png"}] * 8}
+    spec = {"from": "combine", "how": "union", "masks": [inner] * 8}
+    mask = TypeAdapter(Mask).validate_json(json.dumps(spec))
+    masks.build(mask, source, canvas.prepare(source, (), LIMITS), image, compat=True)
+
+    assert len(most) == 64
+    assert max(most) <= 3  # one more in the mask around it
+
+
+@pytest.mark.parametrize("deviation", [3.0, 9.0, 40.0, 300.0])
+def test_blur_is_what_adding_up_each_pixels_neighbours_gives(deviation: float) -> None:
+    mask = torch.zeros(61, 257)
+    mask[10:20, 30:90] = noise(10, 60)
+    slow = ndimage.gaussian_filter(mask.numpy(), deviation)
+
+    made = masks.blur(mask, deviation).numpy()
+    assert np.abs(made - slow).max() < 1e-6
+    assert np.array_equal(made > 0, slow > 0)  # what it does not reach is spared bit for bit
+
+
+def test_blur_costs_about_the_same_for_any_radius() -> None:
+    mask = noise(300, 400)
+    spent = {}
+    for deviation in (16.0, 1024.0):
+        began = time.thread_time()
+        masks.blur(mask, deviation)
+        spent[deviation] = time.thread_time() - began
+
+    assert spent[1024.0] < 10 * spent[16.0]
 
 
 def test_an_image_mask_is_carried_from_the_source_or_taken_at_the_canvas() -> None:

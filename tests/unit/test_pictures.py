@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from overpaint_producer.pictures import read_picture
+from overpaint_producer.pictures import Seen, check_costs, read_picture
 from overpaint_shared.errors import InputError
+from overpaint_shared.job import parse_job
 from overpaint_shared.setting_views import Limits
 
 LIMITS = Limits()
@@ -105,3 +106,28 @@ def test_a_pipe_a_folder_and_a_missing_file_are_refused_at_once(tmp_path: Path) 
     ):
         with pytest.raises(InputError, match=words):
             read_picture(tmp_path / name, LIMITS, "source.image")
+
+
+def test_a_jobs_local_pictures_are_counted_together_before_any_is_sent(tmp_path: Path) -> None:
+    names = ("a.png", "b.png")
+    found = {name: read_picture(saved(tmp_path / name, "PNG"), LIMITS, "image") for name in names}
+    seen = {
+        name: Seen(f"sha256:{name}", each.size, each.header, len(each.data)) for name, each in found.items()
+    }
+    spec = parse_job(
+        {
+            "version": 1, "model": "m", "source": {"image": "a.png"}, "method": {"kind": "latent_noise_mask"},
+            "mask": {"from": "image", "image": "b.png"},
+        }
+    )  # fmt: skip
+    length, decoded = len(found["a.png"].data), 20 * 10 * 3
+    check_costs(spec, seen, Limits(max_job_bytes=2 * length, max_decoded_bytes=2 * decoded))
+
+    for limits, name in (
+        (Limits(max_job_bytes=2 * length - 1), "OVERPAINT_MAX_JOB_BYTES"),
+        (Limits(max_decoded_bytes=2 * decoded - 1), "OVERPAINT_MAX_DECODED_BYTES"),
+    ):
+        with pytest.raises(InputError) as caught:
+            check_costs(spec, seen, limits)
+        assert caught.value.field == "mask.image"
+        assert name in str(caught.value.fix)

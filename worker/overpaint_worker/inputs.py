@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from overpaint_shared.errors import InputError, StoreDenied, StoreMissing, StoreNoBucket
+from overpaint_shared.headers.together import check_together
 from overpaint_shared.job import JobSpec
 from overpaint_shared.store import Store
 
@@ -16,6 +17,8 @@ class Inputs:
     owner: str
     max_bytes: int
     """Of one picture."""
+    max_job_bytes: int
+    """Of all pictures of a job."""
     again: Callable[[Callable[[], bytes]], bytes]
     """Calls, and calls again while the store is away."""
 
@@ -23,7 +26,8 @@ class Inputs:
         """Each picture once, by its reference in the spec.
 
         Raises:
-            InputError: one is not there, may not be read, or is too large; by the field that names it.
+            InputError: one is not there, may not be read, or is too large, or all together are; by the field
+                that names it.
             StoreError: the farm's own store fails, which is no fault of the job's.
 
         """
@@ -31,6 +35,8 @@ class Inputs:
         for path, reference in spec.image_refs():
             if reference not in found:
                 found[reference] = self._one(path, reference)
+                costs = {name: len(data) for name, data in found.items()}
+                check_together(spec, costs, self.max_job_bytes, "max_job_bytes")
         return found
 
     def _one(self, path: str, reference: str) -> bytes:

@@ -215,6 +215,7 @@ class Renderer:
             store=room.store,
             owner=owner,
             max_bytes=room.limits.max_input_bytes,
+            max_job_bytes=room.limits.max_job_bytes,
             again=lambda call: self._patiently(call, room.patience.fetch_s, attempt),
         )
         return inputs.fetch(spec)

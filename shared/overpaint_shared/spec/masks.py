@@ -8,6 +8,10 @@ from overpaint_shared.errors import Problem
 from overpaint_shared.spec.fields import LARGEST_SIDE, Line, Name, Part, Pixels, Reference, Share, refuse
 
 DEEPEST_MASK = 4
+MOST_MASKS = 64
+"""Masks of a job, combined ones included."""
+MOST_MASK_OPS = 256
+"""Operations on all masks of a job together."""
 
 
 class Grow(Part):
@@ -171,6 +175,12 @@ def depth(mask: Mask) -> int:
     if isinstance(mask, CombinedMask):
         return 1 + max(depth(part) for part in mask.masks)
     return 0
+
+
+def nodes(mask: Mask) -> list[Mask]:
+    """The mask and all masks in it."""
+    inner = mask.masks if isinstance(mask, CombinedMask) else ()
+    return [mask, *(node for part in inner for node in nodes(part))]
 
 
 def leaves(mask: Mask, path: str = "mask") -> list[tuple[str, Mask]]:

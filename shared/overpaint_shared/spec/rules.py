@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from overpaint_shared.errors import Problem
-from overpaint_shared.spec.masks import PadMask, leaves
+from overpaint_shared.spec.masks import MOST_MASK_OPS, MOST_MASKS, PadMask, leaves, nodes
 from overpaint_shared.spec.methods import Img2Img
 from overpaint_shared.spec.output import OnlyMasked
 from overpaint_shared.spec.pictures import Pad
@@ -28,6 +28,23 @@ def _method_needs_mask(spec: "JobSpec") -> Iterator[Problem]:
             given=f'"{spec.method.kind}"',
             allowed="img2img, or any method with a `mask`",
         )
+
+
+def _masks_are_few(spec: "JobSpec") -> Iterator[Problem]:
+    if spec.mask is None:
+        return
+    every = nodes(spec.mask)
+    for what, most, count in (
+        ("masks", MOST_MASKS, len(every)),
+        ("operations on masks", MOST_MASK_OPS, sum(len(mask.ops) for mask in every)),
+    ):
+        if count > most:
+            yield Problem(
+                path="mask",
+                given=str(count),
+                message=f"has {count} {what}",
+                allowed=f"at most {most} in a job",
+            )
 
 
 def _pad_mask_needs_pad(spec: "JobSpec") -> Iterator[Problem]:
@@ -93,6 +110,7 @@ def _wants(path: str, given: str | None, message: str, allowed: str) -> Problem:
 
 RULES: tuple[Rule, ...] = (
     _method_needs_mask,
+    _masks_are_few,
     _pad_mask_needs_pad,
     _region_needs_mask_and_composite,
     _preserve_can_be_kept,

@@ -5,14 +5,13 @@ A mask is first brought onto the canvas; all its operations then count the canva
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Literal
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from overpaint_shared.errors import MaskError
 from overpaint_shared.job import (
@@ -38,6 +37,8 @@ from .geometry import check_size
 from .picture import Picture
 
 How = Literal["union", "intersect", "subtract"]
+Image = Callable[[str], torch.Tensor]
+"""What the picture of an image mask holds [H, W], by the mask's path in the job: "mask", "mask.masks[1]"."""
 Find = Callable[[ClipsegMask, str], torch.Tensor | None]
 """What a text names, as a mask [H, W] of the canvas's size; None: nothing. The second argument is the mask's
 path in the job."""
@@ -51,7 +52,7 @@ def build(
     mask: Mask,
     source: Picture,
     canvas: Canvas,
-    images: Mapping[str, torch.Tensor],
+    image: Image,
     find: Find | None = None,
     *,
     compat: bool = False,
@@ -63,8 +64,7 @@ def build(
         mask: the job's description.
         source: the picture before `prepare`.
         canvas: the picture after it.
-        images: for each path of an image mask in the job ("mask", "mask.masks[1]"), what
-            `picture.load_mask` read.
+        image: gives what the picture of an image mask holds.
         find: gives what CLIPSeg found, where there is any such mask.
         compat: the reference's defects.
         field: where the description stands in the job.
@@ -75,7 +75,7 @@ def build(
         NothingToRepaint: nothing was found, which the job wants skipped.
 
     """
-    made = _build(mask, _Making(source, canvas, images, find, compat), field)
+    made = _build(mask, _Making(source, canvas, image, find, compat), field)
     if made is None:
         raise NothingToRepaint
     if not compat and made.max() == 0:
@@ -94,7 +94,7 @@ class _Making:
 
     source: Picture
     canvas: Canvas
-    images: Mapping[str, torch.Tensor]
+    image: Image
     find: Find | None
     compat: bool
 
@@ -102,8 +102,7 @@ class _Making:
 def _build(mask: Mask, making: _Making, field: str) -> torch.Tensor | None:
     """None: nothing was found, and that is to be skipped, whatever the operations and the coverage."""
     if isinstance(mask, CombinedMask):
-        parts = [_build(part, making, f"{field}.masks[{index}]") for index, part in enumerate(mask.masks)]
-        made = _combined(mask.how, parts, field)
+        made = _combined(mask, making, field)
     elif isinstance(mask, ClipsegMask):
         made = _found(mask, making, field)
     else:
@@ -118,7 +117,7 @@ def _build(mask: Mask, making: _Making, field: str) -> torch.Tensor | None:
 
 def _plain(mask: ImageMask | AlphaMask | PadMask, making: _Making, field: str) -> torch.Tensor:
     if isinstance(mask, ImageMask):
-        return place(making.images[field], making.canvas, mask.at, f"{field}.image")
+        return place(making.image(field), making.canvas, mask.at, f"{field}.image")
     if isinstance(mask, AlphaMask):
         alpha = from_alpha(making.source, compat=making.compat, field=field)
         return making.canvas.carry(alpha, field)
@@ -143,11 +142,20 @@ def _found(mask: ClipsegMask, making: _Making, field: str) -> torch.Tensor | Non
     raise MaskError(f"nothing was found for {mask.text!r}", field=f"{field}.text", value=mask.text, fix=fix)
 
 
-def _combined(how: How, parts: Sequence[torch.Tensor | None], field: str) -> torch.Tensor | None:
-    """Parts that are skipped are empty; None where they leave nothing."""
-    there = [part for part in parts if part is not None]
-    decides = {"union": bool(there), "intersect": len(there) == len(parts), "subtract": parts[0] is not None}
-    return combine(how, there, field) if decides[how] else None
+def _combined(mask: CombinedMask, making: _Making, field: str) -> torch.Tensor | None:
+    """Parts that are skipped are empty; None where they leave nothing.
+
+    At most two parts are held at a time.
+    """
+    made: torch.Tensor | None = None
+    nothing = False
+    for index, each in enumerate(mask.masks):
+        part = _build(each, making, f"{field}.masks[{index}]")
+        if part is None:
+            nothing |= mask.how == "intersect" or (mask.how == "subtract" and index == 0)
+        elif not nothing:
+            made = part if made is None else combine(mask.how, [made, part], field)
+    return None if nothing else made
 
 
 def place(mask: torch.Tensor, canvas: Canvas, at: At, field: str) -> torch.Tensor:
@@ -267,7 +275,7 @@ def blur(mask: torch.Tensor, radius: float) -> torch.Tensor:
     """Gaussian blur of a mask [H, W], standard deviation `radius` pixels, reflected at the borders."""
     if radius == 0:
         return mask
-    return torch.from_numpy(ndimage.gaussian_filter(mask.numpy(), sigma=radius)).clamp(0, 1)
+    return torch.from_numpy(morphology.blur(mask.numpy(), radius)).clamp(0, 1)
 
 
 def invert(mask: torch.Tensor) -> torch.Tensor:

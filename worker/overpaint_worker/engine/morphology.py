@@ -1,4 +1,6 @@
-"""Growing, shrinking and softening of masks, float32 [H, W]. Grey stays grey; the border invents nothing.
+"""Growing, shrinking, softening and blurring of masks, float32 [H, W].
+
+Grey stays grey; the border invents nothing.
 
 Each costs the same for any radius, but for `diamond`, whose cost grows with the radius' logarithm.
 """
@@ -7,9 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import fft, ndimage
 
 Plane = NDArray[np.float32]
+
+TRUNCATE = 4.0
+"""Standard deviations at which a Gaussian ends."""
+WIDEST_DIRECT = 8.0
+"""Standard deviation up to which adding up a Gaussian's own few pixels is faster than two transforms."""
+BAND_PIXELS = 2**20
+"""So many are transformed at once, so that their doubles take little memory beside the mask."""
 
 
 def dilate(mask: Plane, radius: int, *, tapered: bool) -> Plane:
@@ -68,6 +77,35 @@ def soften_inward(mask: Plane, width: int) -> Plane:
     distance = ndimage.distance_transform_edt(inside[box]).astype(np.float32)
     out = mask.copy()
     out[box] *= np.minimum(distance / width, 1)
+    return out
+
+
+def blur(mask: Plane, deviation: float) -> Plane:
+    """Blur with a Gaussian that ends after four standard deviations; beyond its border a mask is mirrored."""
+    if deviation <= WIDEST_DIRECT:
+        return np.asarray(ndimage.gaussian_filter(mask, deviation, truncate=TRUNCATE), dtype=np.float32)
+    reach = int(TRUNCATE * deviation + 0.5)
+    down = _blurred_rows(mask.T, deviation, reach).T
+    both = _blurred_rows(down, deviation, reach)
+    both[dilate(mask, reach, tapered=False) <= 0] = 0  # where it sees nothing, no residue of rounding stays
+    return both
+
+
+def _blurred_rows(plane: Plane, deviation: float, reach: int) -> Plane:
+    """Convolve each row of [H, W].
+
+    A cosine transform sees a row mirrored at its ends, and makes a product of the convolution.
+    """
+    height, width = plane.shape
+    places = np.arange(-reach, reach + 1)
+    weights = np.exp(-0.5 * (places / deviation) ** 2)
+    folded = np.bincount(places % (2 * width), weights / weights.sum(), 2 * width)
+    response = fft.rfft(folded).real[:width]
+    out = np.empty((height, width), np.float32)
+    step = max(BAND_PIXELS // width, 1)
+    for top in range(0, height, step):
+        band = fft.dct(np.asarray(plane[top : top + step], np.float64, order="C"), axis=1)
+        out[top : top + step] = fft.idct(band * response, axis=1)
     return out
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from overpaint_shared.errors import InputError
-from overpaint_shared.job import ImageMask, JobSpec, OnlyMasked
+from overpaint_shared.job import JobSpec, OnlyMasked
 from overpaint_shared.settings import Limits
-from overpaint_shared.spec.masks import leaves
-from overpaint_worker.engine import canvas, encode, masks, methods, picture, sizing
+from overpaint_worker.engine import canvas, encode, masks, methods, sizing
+from overpaint_worker.engine.album import Album
 from overpaint_worker.engine.canvas import Canvas
 from overpaint_worker.engine.clipseg.findings import Findings
+from overpaint_worker.engine.decoding import Decode, decode
 from overpaint_worker.engine.geometry import Size
 from overpaint_worker.engine.methods import Hint, Scene, Start, fit_hint
 from overpaint_worker.engine.picture import Picture
@@ -67,8 +67,8 @@ class Opened:
     spec: JobSpec
     source: Picture
     canvas: Canvas
-    images: Mapping[str, Tensor]
-    """What the mask's own pictures hold, by the path of the mask."""
+    album: Album
+    """The pictures that it still needs."""
 
     def mask(self, findings: Findings | None = None) -> Tensor | None:
         """The mask [H, W] on the canvas; None: everywhere. `findings`: what the texts of the job found.
@@ -81,18 +81,14 @@ class Opened:
             return None
         found, size = findings or Findings(), self.canvas.size
         return masks.build(
-            self.spec.mask, self.source, self.canvas, self.images,
+            self.spec.mask, self.source, self.canvas, self.album.mask,
             lambda _, path: found.mask(path, size.width, size.height),
             compat=self.spec.compat == "comfyui",
         )  # fmt: skip
 
 
-def begin(
-    opened: Opened, inputs: Mapping[str, bytes], limits: Limits, findings: Findings | None = None
-) -> Prepared:
+def begin(opened: Opened, limits: Limits, findings: Findings | None = None) -> Prepared:
     """Make the mask and the method's start, and check everything that the pictures tell.
-
-    `inputs` maps each picture reference of the spec to the encoded file.
 
     Raises:
         InputError: a picture is missing, is none, or is beyond a limit; the format cannot hold the result.
@@ -114,7 +110,7 @@ def begin(
         width, height = fit.model
         masks.check_survives(start.noise_mask, width // sizing.MULTIPLE, height // sizing.MULTIPLE)
     place = _place(spec, fit, made.size, region)
-    hints, notes = _hints(spec, inputs, limits, made.size, place)
+    hints, notes = _hints(spec, opened.album, made.size, place)
     ready = Prepared(
         opened.source, made, mask, fit, start, (*start.hints, *hints), (*opened.source.notes, *notes),
         region, findings or Findings(),
@@ -155,39 +151,38 @@ def _as_it_was(opened: Opened, findings: Findings | None) -> Prepared:
     return ready
 
 
-def open_pictures(spec: JobSpec, inputs: Mapping[str, bytes], limits: Limits) -> Opened:
-    """Decode the pictures and make the canvas. Raises `InputError`, `MaskError` as `begin`."""
-    compat = spec.compat == "comfyui"
-    source = picture.load(
-        _input(inputs, spec.source.image, "source.image"), limits, "source.image", compat=compat
-    )
-    made = canvas.prepare(source, spec.prepare, limits, compat=compat)
-    images: dict[str, torch.Tensor] = {}
-    for path, part in leaves(spec.mask) if spec.mask is not None else ():
-        if isinstance(part, ImageMask):
-            where = f"{path}.image"
-            data = _input(inputs, part.image, where)
-            images[path] = picture.load_mask(data, limits, where, part.channel, compat=compat)
-    return Opened(spec, source, made, images)
+def open_pictures(
+    spec: JobSpec, inputs: Mapping[str, bytes], limits: Limits, decode: Decode = decode
+) -> Opened:
+    """Decode the pictures and make the canvas. Raises `InputError`, `MaskError` as `begin`.
+
+    `inputs` maps each picture reference of the spec to the encoded file.
+    """
+    album = Album(spec, inputs, limits, decode)
+    source = album.source()
+    made = canvas.prepare(source, spec.prepare, limits, compat=spec.compat == "comfyui")
+    album.read_masks()
+    return Opened(spec, source, made, album)
 
 
-def _hints(
-    spec: JobSpec, inputs: Mapping[str, bytes], limits: Limits, canvas_size: Size, place: Place
-) -> tuple[list[Hint], list[str]]:
+def _hints(spec: JobSpec, album: Album, canvas_size: Size, place: Place) -> tuple[list[Hint], list[str]]:
     """What `controls` show their ControlNets, and a note for each that was not made for the canvas.
 
     `place` brings a hint [H, W, 3] of any size to the model's.
     """
-    compat, hints, notes = spec.compat == "comfyui", list[Hint](), list[str]()
+    hints, notes = list[Hint](), list[str]()
+    placed: dict[str, tuple[Size, Tensor]] = {}
     for i, control in enumerate(spec.controls):
         where = f"controls[{i}].image"
-        opened = picture.load(_input(inputs, control.image, where), limits, where, compat=compat)
-        size = Size(opened.rgb.shape[1], opened.rgb.shape[0])
+        if control.image not in placed:
+            opened = album.control(control.image, where)
+            placed[control.image] = Size(opened.width, opened.height), place(opened.rgb)
+        size, hint = placed[control.image]
         if size != canvas_size:
             notes.append(f"{where} was scaled from {size} to the canvas, {canvas_size}")
         hints.append(
             Hint(
-                controlnet=control.controlnet, picture=place(opened.rgb),
+                controlnet=control.controlnet, picture=hint,
                 strength=control.strength, start=control.start, end=control.end,
                 field=f"controls[{i}].controlnet",
             )
@@ -204,9 +199,3 @@ def _place(spec: JobSpec, fit: Fit, size: Size, region: Region | None) -> Place:
         return fit.to_model(region.cut(fit_hint(hint, Fit(size, size, 0, 0), compat=False)))
 
     return place
-
-
-def _input(inputs: Mapping[str, bytes], reference: str, field: str) -> bytes:
-    if reference not in inputs:
-        raise InputError("the picture was not sent", field=field, value=reference, fix="submit the job again")
-    return inputs[reference]

@@ -203,7 +203,7 @@ class Session:
         yield make
 
     def _begin_with(self, findings: Findings | None) -> None:
-        self._ready = begin(_there(self._opened), self.request.inputs, self._house.limits, findings)
+        self._ready = begin(_there(self._opened), self._house.limits, findings)
 
     def _loaded(self, model: Model) -> Generator[str, Any, _Loaded]:
         """What else the job names: LoRAs laid over its model, a VAE of its own, ControlNets."""
