@@ -36,6 +36,7 @@ class FarmCollector(Collector):
         return []
 
     def _asked(self) -> Iterator[Metric]:
+        self._ledger.load_scripts()  # without a live worker nobody else would
         workers = self._ledger.workers()
         served = {model for worker in workers for model in worker.serves}
         yield _kinds(

@@ -224,7 +224,7 @@ def test_a_worker_leaves_while_its_engine_is_still_starting(farm: TestFarm) -> N
 
 
 def test_celerys_own_shutdown_gives_back_too(farm: TestFarm) -> None:
-    worker = farm.start(grace_s=600).ready()
+    worker = farm.start(grace_s=600, remote_control="all").ready()
     (job_id,) = farm.submit(farm.long())
     farm.stepping(job_id)
     farm.app.control.shutdown()

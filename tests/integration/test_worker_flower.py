@@ -58,7 +58,7 @@ def flower(farm: TestFarm) -> Iterator[Flower]:
 
 
 def test_flower_shows_one_task_for_each_job_and_revokes_them(farm: TestFarm, flower: Flower) -> None:
-    worker = farm.start().ready()
+    worker = farm.start(remote_control="all").ready()
     wait_until(flower.up, within_s=60, what="Flower sees the worker")
     done, failed, cancelled, revoked = farm.submit(
         farm.spec(steps=20, step_s=0.01), farm.spec(do="fail"), farm.long(), farm.long()
@@ -88,7 +88,7 @@ def test_flower_shows_one_task_for_each_job_and_revokes_them(farm: TestFarm, flo
 
 def test_a_revoked_job_can_be_replayed_on_the_same_worker(farm: TestFarm) -> None:
     """Celery itself would drop its messages for three hours."""
-    worker = farm.start().ready()
+    worker = farm.start(remote_control="all").ready()
     (job_id,) = farm.submit(farm.spec(do="fail"))
     farm.until(job_id, JobState.FAILED)
     farm.app.control.revoke(job_id)

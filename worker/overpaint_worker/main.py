@@ -12,6 +12,7 @@ from overpaint_shared.errors import EXIT_SERVICE, OverpaintError, ServiceError, 
 from overpaint_shared.misspelt import misspelt
 from overpaint_shared.settings import Settings
 from overpaint_worker import logs
+from overpaint_worker.control import RemoteControl
 from overpaint_worker.cycle import SWITCH_AFTER_S
 from overpaint_worker.node import Node
 from overpaint_worker.options import ALL_DEVICES, WorkerOptions
@@ -82,6 +83,12 @@ SIGTERM or Ctrl-C: finish what runs within the grace, give the rest back. A seco
     help="Variables that the engine process gets, too; it gets those of its libraries and no secrets.",
 )
 @click.option(
+    "--remote-control",
+    type=click.Choice(["inspect", "all"]),
+    default="inspect",
+    help="Which commands of Celery to obey: questions, or revoke, shutdown and the like as well.",
+)
+@click.option(
     "--metrics-port",
     type=click.IntRange(0, 65_535),
     metavar="PORT",
@@ -109,6 +116,7 @@ def command(  # noqa: PLR0917  # click gives them by name
     hashes: Path | None,
     spare: bool,
     engine_env: str | None,
+    remote_control: RemoteControl,
     metrics_port: int | None,
     metrics_host: str,
     json_logs: bool,
@@ -142,6 +150,7 @@ def command(  # noqa: PLR0917  # click gives them by name
         warm=_warm_names(warm, names),
         spare=spare,
         engine_env=_names(engine_env or ""),
+        remote_control=remote_control,
         metrics_host=metrics_host,
         metrics_port=metrics_port,
     )
@@ -150,12 +159,13 @@ def command(  # noqa: PLR0917  # click gives them by name
 
 def run(options: WorkerOptions, settings: Settings) -> None:
     """Run a worker until it is told to stop. Does not return: leaves with its exit code."""
-    from overpaint_worker import bootsteps
+    from overpaint_worker import bootsteps, control
 
     node = Node(options, settings)
     node.ledger.ping()
     node.store.ping()
     bootsteps.install(node.app, node)
+    control.install(node.app, options.remote_control)
     worker = node.app.Worker(
         hostname=node.name,
         pool="threads",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from overpaint_shared.errors import SettingsError
+from overpaint_worker.control import RemoteControl
 from overpaint_worker.cycle import SWITCH_AFTER_S
 
 ALL_DEVICES = "all"
@@ -58,6 +59,8 @@ class WorkerOptions:
     """CPU threads of the engine's arithmetic."""
     warm: tuple[str, ...] = ()
     """The models that are loaded before it takes jobs."""
+    remote_control: RemoteControl = "inspect"
+    """Which of Celery's remote commands it obeys: questions alone, or all."""
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
     """Where metrics are served; 0: a free port; None: nowhere."""

@@ -10,6 +10,7 @@ from redis.exceptions import (
     ClusterError,
     MasterDownError,
     NoPermissionError,
+    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
@@ -23,7 +24,9 @@ from redis.exceptions import (
 
 from overpaint_shared.errors import LedgerDamaged, LedgerFull, LedgerUnreachable, OverpaintError
 
-_CLUSTER = re.compile(r"\b(MOVED|CROSSSLOT|CLUSTERDOWN|ASK)\b|non local key|cluster mode", re.IGNORECASE)
+_CLUSTER = re.compile(
+    r"\b(MOVED|CROSSSLOT|CLUSTERDOWN|ASK)\b|non local key|cluster mode|slot not served", re.IGNORECASE
+)
 _NO_WRITES = re.compile(r"\b(BUSY|UNKILLABLE|NOREPLICAS|MASTERDOWN|UNBLOCKED)\b")
 """States of a server in which it takes no command, or no write; they pass, or an operator ends them."""
 _FULL = "used memory > 'maxmemory'"
@@ -48,6 +51,9 @@ def typed(error: Exception, where: str) -> OverpaintError | None:
     if isinstance(error, NoPermissionError) or "ACL failure in script" in text:
         fix = "give the user the rights that docs/security.md lists"
         return _away(f"denies its user a command: {text}", where, fix)
+    if isinstance(error, NoScriptError):
+        fix = "start a worker of this version: it loads the scripts; then try again"
+        return _away("lacks the ledger's scripts, and this user may not load them", where, fix)
     return _refused(error, text, where) if isinstance(error, ResponseError) else None
 
 

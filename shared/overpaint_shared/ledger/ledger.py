@@ -102,6 +102,11 @@ class Ledger:
         with typed_errors(self._where):
             listing.refuse_cluster(self._client)
 
+    def load_scripts(self) -> None:
+        """Give Redis the ledger's scripts if it lacks them: producers may run scripts, but load none."""
+        with typed_errors(self._where):
+            self._scripts.load()
+
     # Producers ------------------------------------------------------------
 
     def submit(self, items: Iterable[Submission]) -> list[Submitted]:

@@ -247,5 +247,6 @@ def clock(client: Client) -> float:
 
 def refuse_cluster(client: Client) -> None:
     """Raise Redis' own kind of error on a Redis Cluster."""
-    if client.info("server").get("redis_mode") == "cluster":
+    server = client.info("server")
+    if "cluster" in (server.get("redis_mode"), server.get("server_mode")):  # Redis' name of it, and Valkey's
         raise ResponseError("cluster mode is on")

@@ -65,6 +65,7 @@ class Reaper:
     def reap(self, now: float) -> Reaped:
         """One round at `now` (monotonic seconds)."""
         try:
+            self._scripts.keep()  # first, since producers wait for it
             return Reaped(holding=True) if self._holding(now) else self._round()
         except redis.RedisError:
             self._held_until = now + self._settings.lease_s

@@ -4,14 +4,16 @@ Every script is the constants below, then `guard.lua` and `prelude.lua`, then it
 """
 
 import json
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
+from hashlib import sha1
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import redis
-from redis.commands.core import Script
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from overpaint_shared.ledger.states import MOVES, TERMINAL
 
@@ -58,6 +60,18 @@ NAMES: Final = (
     "announce",
 )
 
+PRODUCERS: Final = ("submit", "cancel", "replay", "condemn", "deleted")
+"""The scripts that producers run."""
+KEPT: Final = "op:scripts"
+KEPT_SINCE: Final = "op:scripts:since"
+KEPT_S: Final = 30 * 86_400
+KEPT_AGAIN_S: Final = 86_400
+WAIT_S: Final = 10.0
+"""How long a producer waits for others to load the scripts: workers look every few seconds."""
+WAIT_STEP_S: Final = 0.2
+
+T = TypeVar("T")
+
 
 def _lua_string(text: str) -> str:
     return '"' + "".join(f"\\{ord(char):03d}" for char in text) + '"'
@@ -94,31 +108,93 @@ def source(name: str) -> str:
     )
 
 
+@cache
+def sha(name: str) -> str:
+    """By what Redis knows script `name`."""
+    return sha1(source(name).encode(), usedforsecurity=False).hexdigest()
+
+
 class Scripts:
-    """Runs scripts on one client. All of them may be run twice: a lost reply is asked for again."""
+    """Runs scripts on one client. All of them may be run twice: a lost reply is asked for again.
+
+    A producer of a farm with users may run scripts but load none, so that it can run the ledger's alone.
+    Workers and the metrics exporter load them (`load`, `keep`), also those of the producers of other
+    versions.
+    """
 
     def __init__(self, client: redis.Redis) -> None:
-        self._client = client
-        self._scripts: dict[str, Script] = {name: client.register_script(source(name)) for name in NAMES}
+        self._client: Any = client
+        self._may_load = True
+        self._kept_at: float | None = None
 
     def run(self, name: str, *args: object) -> Any:
         """The reply of one script; None in `args` is sent as an empty string."""
-        return self._scripts[name](args=_encoded(args))
+        return self._loaded(lambda: self._client.evalsha(sha(name), 0, *_encoded(args)))
 
     def run_many(self, name: str, calls: Sequence[Sequence[object]]) -> list[Any]:
         """The replies of one script for many argument lists, in one pipeline."""
-        if len(calls) == 1:  # saves the pipeline's check of the script
-            return [self.run(name, *calls[0])]
-        try:
-            return self._pipelined(name, calls)
-        except NoScriptError:  # Redis restarted between the pipeline's check and its run
-            return self._pipelined(name, calls)
+        return self._loaded(lambda: self._pipelined(name, calls))
 
     def _pipelined(self, name: str, calls: Sequence[Sequence[object]]) -> list[Any]:
         with self._client.pipeline(transaction=False) as pipe:
             for args in calls:
-                self._scripts[name](args=_encoded(args), client=pipe)
-            return pipe.execute()
+                pipe.evalsha(sha(name), 0, *_encoded(args))
+            replies: list[Any] = pipe.execute()
+            return replies
+
+    def _loaded(self, call: Callable[[], T]) -> T:
+        """What `call` returns, once Redis has its script. Raises NoScriptError if nobody loads it."""
+        end = time.monotonic() + WAIT_S
+        while True:
+            try:
+                return call()
+            except NoScriptError:
+                if time.monotonic() > end:
+                    raise
+            if not self.load():
+                time.sleep(WAIT_STEP_S)
+
+    def load(self) -> bool:
+        """Give Redis the scripts that it lacks. False if this user may not."""
+        if not self._may_load:
+            return False
+        try:
+            missing = self._missing({sha(name): source(name) for name in NAMES})
+            for text in missing:
+                self._client.script_load(text)
+        except NoPermissionError:
+            self._may_load = False
+            return False
+        if missing:  # Redis has restarted
+            with suppress(ResponseError):  # what is kept there may be damaged; it serves other versions only
+                for text in self._missing(self._client.hgetall(KEPT)):
+                    self._client.script_load(text)
+        return True
+
+    def _missing(self, texts: Mapping[str, str]) -> list[str]:
+        there = self._client.script_exists(*texts) if texts else []
+        return [text for text, known in zip(texts.values(), there, strict=True) if not known]
+
+    def keep(self) -> None:
+        """As `load`, for workers: leave a copy of the producers' scripts, so that workers of other versions
+        load them too when Redis has lost its scripts in a restart.
+        """
+        self.load()
+        now = time.time()
+        if self._kept_at is None or now - self._kept_at > KEPT_AGAIN_S:
+            self._kept_at = now
+            with suppress(ResponseError):  # a full Redis; nothing depends on it today
+                self._leave_copies(now)
+
+    def _leave_copies(self, now: float) -> None:
+        mine = {sha(name): source(name) for name in PRODUCERS}
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.hset(KEPT, mapping=mine)
+            pipe.zadd(KEPT_SINCE, dict.fromkeys(mine, now))
+            pipe.execute()
+        if old := self._client.zrangebyscore(KEPT_SINCE, "-inf", now - KEPT_S):
+            self._client.hdel(KEPT, *old)
+            self._client.zrem(KEPT_SINCE, *old)
 
 
 def _encoded(args: Iterable[object]) -> list[str | int | float]:

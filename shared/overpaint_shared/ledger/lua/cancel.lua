@@ -2,7 +2,7 @@
 -- A free place is given to the next job only where `fill` is not empty, with the last of many calls: else jobs that are
 -- to be cancelled would get messages. After the count of lanes come those that the calls before left free, then the jobs.
 local window, keep_s, fill, count = unpack(ARGV)
-work_when_full()
+work_when_full('op:nothing')
 local at, out, states, free = clock(), {}, {}, {}
 
 for i = 5, 4 + count do free[ARGV[i]] = true end

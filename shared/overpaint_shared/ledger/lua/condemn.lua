@@ -1,7 +1,7 @@
 -- Condemns a stored input to be deleted, unless a record may name it: -> {verdict, end of the deletion}
 -- `since`: the caller has read the specs of all records of this owner that were made before. See inputs.py.
 local owner, sha256, since, limit = unpack(ARGV)
-work_when_full()
+work_when_full('op:nothing')
 local at, key = clock(), 'op:condemned:' .. owner
 
 local ends = call('ZSCORE', key, sha256)

@@ -35,7 +35,8 @@ end
 local function seconds(at) return string.format('%.6f', at) end
 
 -- A full Redis refuses a script's first write, not its second. What ends or renews jobs must still work there.
-local function work_when_full() redis.call('DEL', 'op:nothing') end
+-- Producers may not delete the workers' key, so none of them can run a worker's script.
+local function work_when_full(key) redis.call('DEL', key or 'op:nothing:worker') end
 
 local function class_of(priority)
   local class = PRIORITY_CLASSES[1]
