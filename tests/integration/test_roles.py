@@ -52,7 +52,9 @@ DENIED: dict[str, list[tuple[str, ...]]] = {
         ("HDEL", "op:tokens:o", "t"), ("DEL", "op:tokens:o"), ("ZREM", "op:owner:o", "j"),
         ("BRPOP", "m.tiny", "1"), ("RPOP", "m.tiny"), ("RPUSH", "m.tiny", "x"), ("DEL", "m.tiny"),
         ("LRANGE", "m.tiny", "0", "-1"), ("LTRIM", "m.tiny", "1", "0"), ("HSET", "op:pace:1", "m", "9"),
-        ("LPUSH", "op:quarantine", "x"), ("HSET", "op:scripts", "x", "x"), ("HGETALL", "op:scripts"),
+        ("HSET", "op:scripts", "x", "x"), ("HGETALL", "op:scripts"), ("LRANGE", "op:quarantine", "0", "-1"),
+        ("DEL", "op:quarantine"),
+        ("SET", "op:limits", "x"), ("HSET", "op:limits", "jobs", "9"), ("DEL", "op:used:o"),
         # Celery's.
         ("HGETALL", "unacked"), ("DEL", "unacked_mutex"), ("SADD", "_kombu.binding.reply.celery.pidbox", "x"),
         ("PUBLISH", "/0.celery.pidbox", "{}"), ("PUBLISH", "/0.celeryev/worker.heartbeat", "{}"),

@@ -84,7 +84,8 @@ class GuardedNode(_Node):  # type: ignore[misc]
 def install(app: Celery, allowed: RemoteControl) -> None:
     """Guard the remote control of a worker's app."""
     chosen = {"allowed": QUESTIONS if allowed == "inspect" else None}
-    app.control.mailbox.node_cls = type("Node", (GuardedNode,), chosen)
+    mailbox: pidbox.Mailbox = app.control.mailbox  # type: ignore[attr-defined]
+    mailbox.node_cls = type("Node", (GuardedNode,), chosen)
 
 
 __all__ = ["QUESTIONS", "GuardedNode", "RemoteControl", "install"]

@@ -212,12 +212,6 @@ class SafeChannel(_Channel):  # type: ignore[misc]
 
     # Celery's own writes
 
-    def _receive_one(self, *args: Any, **options: Any) -> Any:
-        try:
-            return super()._receive_one(*args, **options)
-        except RecursionError:  # remote control may hold anything, too
-            raise Empty from None
-
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         """Answers of remote control go to the queue of whoever asked, whatever the table in Redis says."""
         found: list[str] = super()._lookup(exchange, routing_key, default)
@@ -287,10 +281,7 @@ class SafeTransport(_Transport):  # type: ignore[misc]
     def _deliver(self, message: Any, queue: str) -> None:
         intake = self.intake
         if intake is None or queue not in intake.models:  # replies and remote control come this way too
-            try:
-                super()._deliver(message, queue)
-            except _BAD_ITEM as error:
-                self._channel().set_aside(message, error)
+            super()._deliver(message, queue)
             return
         try:
             envelope = rebuilt(message, queue)
