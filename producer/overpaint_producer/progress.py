@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 from overpaint_producer.pace import Pace, clock, speed
+from overpaint_shared.errors import visible
 from overpaint_shared.ledger.records import Event
 from overpaint_shared.ledger.states import TERMINAL, JobState
 
@@ -141,7 +142,7 @@ class Lines:
         self._say(f"{self._tally.ended}/{total} ended: {self._tally.counts()}{tail}")
 
     def _say(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        print(visible(line), file=self._stream, flush=True)
 
 
 class Bars:
@@ -192,7 +193,7 @@ class Bars:
         return self._rows[job_id]
 
     def _add(self, title: str, total: int | None) -> TaskID:
-        return self._progress.add_task(title, total=total, what="waiting", rate="", left="")
+        return self._progress.add_task(visible(title), total=total, what="waiting", rate="", left="")
 
     def _drop(self, job_id: str) -> None:
         if (row := self._rows.pop(job_id, None)) is not None:
@@ -204,12 +205,14 @@ class Bars:
         if event.state is JobState.RUNNING and event.of:
             rate, left = self._told(event)
             what = f"{event.stage} {event.step}/{event.of}"
-            self._progress.update(row, total=event.of, completed=event.step, what=what, rate=rate, left=left)
+            self._progress.update(
+                row, total=event.of, completed=event.step, what=visible(what), rate=rate, left=left
+            )
             return
         ended, done = event.state in TERMINAL, event.state is JobState.DONE
         what = "waiting" if event.state is JobState.QUEUED else str(event.state)
         if event.state is JobState.RUNNING and event.stage:
-            what = event.stage
+            what = visible(event.stage)
         total = 1 if ended else None  # None: the bar moves to and fro
         self._progress.update(row, total=total, completed=int(done), what=what, rate="", left="")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from overpaint_producer.jobfiles import Draft, as_object, read_path
 from overpaint_producer.pictures import Seen, Uploader, check_costs, check_sizes
 from overpaint_shared.catalogue import Catalogue, SpecWarning, check
-from overpaint_shared.errors import InputError, ServiceError
+from overpaint_shared.errors import InputError, Problem, ServiceError, SpecError, shorten
 from overpaint_shared.job import JobSpec, parse_job
 from overpaint_shared.ledger import (
     InputsGone,
@@ -25,6 +25,7 @@ from overpaint_shared.ledger import (
     spec_digest,
 )
 from overpaint_shared.lint import lint
+from overpaint_shared.spec.fields import LONGEST_LINE, is_line
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -106,6 +107,7 @@ class Submitter:
 
         `many` says that tokens are numbered. An error ends it; the chunks before it stay submitted.
         """
+        _check_token(options.token)
         numbered = enumerate(drafts, start=1)
         while chunk := list(islice(numbered, CHUNK)):
             yield from self._submit_chunk(
@@ -236,6 +238,14 @@ def new_job_id() -> str:
 
 def _token(token: str | None, number: int, *, many: bool) -> str | None:
     return f"{token}-{number}" if token is not None and many else token
+
+
+def _check_token(token: str | None) -> None:
+    if token is not None and not is_line(token):
+        allowed = f"one line of 1 to {LONGEST_LINE} characters, without control characters"
+        given = shorten(token, 80)
+        problem = Problem(path="token", message="cannot be a token", given=given, allowed=allowed)
+        raise SpecError("the token is wrong:", [problem])
 
 
 def draft_of(spec: "JobSpec | Mapping[str, Any] | str | Path", folder: Path | None) -> Iterator[Draft]:

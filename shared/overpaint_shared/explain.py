@@ -3,7 +3,7 @@
 import json
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from overpaint_shared.errors import Problem, SpecError, shorten
 from overpaint_shared.spec.fields import NAME_PATTERN, RULE_ERROR, TAGS, VALUE_ERROR, nearest
 
+Show = Callable[[Sequence[int | str], object], str]
 _LONGEST_GIVEN = 80
 _MOST_PROBLEMS = 20
 _QUOTED = re.compile(r"'([^']*)'")
@@ -40,8 +41,9 @@ _TYPES = {
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> SpecError:
     """The SpecError that says what pydantic found in the spec named `where`; its first 20 problems."""
-    found = problems(error, model)
-    hidden = len(found) - _MOST_PROBLEMS
+    details = _causes(error)
+    found = _explained(details[:_MOST_PROBLEMS], model, _shown)
+    hidden = len(found) + len(details[_MOST_PROBLEMS:]) - _MOST_PROBLEMS
     more = f"and {hidden} more" if hidden > 0 else None
     return SpecError(f"{where} is wrong:", found[:_MOST_PROBLEMS], fix=more)
 
@@ -49,20 +51,25 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> SpecE
 def problems(
     error: ValidationError,
     model: type[BaseModel],
-    show: Callable[[Sequence[int | str], object], str] | None = None,
+    show: Show | None = None,
 ) -> list[Problem]:
     """One problem for each thing that pydantic found, in its order.
 
     `show(location, value)` writes a given value; absent: as JSON, shortened.
     """
-    details = error.errors(include_url=False)
-    write = show or (lambda _, value: shorten(value, _LONGEST_GIVEN))
+    return _explained(_causes(error), model, show or _shown)
+
+
+def _explained(details: Iterable[ErrorDetails], model: type[BaseModel], show: Show) -> list[Problem]:
     return [
         problem
         for detail in details
-        if not _is_echo(detail, details)
-        for problem in _problems(detail, _walk(detail["loc"], model), write(detail["loc"], detail["input"]))
+        for problem in _problems(detail, _walk(detail["loc"], model), show(detail["loc"], detail["input"]))
     ]
+
+
+def _shown(_: Sequence[int | str], value: object) -> str:
+    return shorten(value, _LONGEST_GIVEN)
 
 
 def join(path: str, more: str) -> str:
@@ -70,14 +77,16 @@ def join(path: str, more: str) -> str:
     return f"{path}.{more}" if path and more else path or more
 
 
-def _is_echo(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
-    """Whether another error is the cause of this one."""
-    if detail["type"] == "default_factory_not_called":
-        return True
-    loc = detail["loc"]
-    return detail["type"] == "too_short" and any(
-        other["loc"][: len(loc)] == loc and len(other["loc"]) > len(loc) for other in details
-    )
+def _causes(error: ValidationError) -> list[ErrorDetails]:
+    """What pydantic found, without what another of its errors is the cause of."""
+    details = error.errors(include_url=False)
+    around = {detail["loc"][:end] for detail in details for end in range(len(detail["loc"]))}
+    return [
+        detail
+        for detail in details
+        if detail["type"] != "default_factory_not_called"
+        and not (detail["type"] == "too_short" and detail["loc"] in around)
+    ]
 
 
 @dataclass(frozen=True)

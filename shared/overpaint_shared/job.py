@@ -19,6 +19,7 @@ from overpaint_shared.spec.features import FEATURES, features
 from overpaint_shared.spec.fields import (
     LARGEST_SEED,
     NAME_PATTERN,
+    LabelValue,
     Line,
     Name,
     Part,
@@ -118,7 +119,7 @@ class JobSpec(Part):
         5, ge=0, le=9, description="0 (first) to 9, in four classes (0-2, 3-5, 6-8, 9); orders what waits."
     )
     group: Line | None = Field(None, description="A name to filter jobs by, 1 to 256 characters; null: none.")
-    labels: Mapping[Line, Annotated[str, Field(max_length=256)]] = Field(
+    labels: Mapping[Line, LabelValue] = Field(
         default_factory=dict,
         max_length=32,
         description="Names and values to filter jobs by, at most 32 of 256 characters.",

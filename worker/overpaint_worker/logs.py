@@ -11,9 +11,12 @@ from typing import Any, TextIO
 
 import structlog
 
+from overpaint_shared.errors import visible
+
 _URL_PASSWORD = re.compile(r"(?<=[a-z0-9+.-])://[^/@\s]*@", re.IGNORECASE)
 _SECRET_NAMES = re.compile(r"password|secret|access_key|credential", re.IGNORECASE)
 _MASK = "***"
+_OF_LINES = ("exception", "stack")
 
 Event = MutableMapping[str, Any]
 
@@ -53,6 +56,15 @@ class Masker:
         return event
 
 
+def printable(_logger: Any, _method: str, event: Event) -> Event:
+    """Structlog's processor for people: what a stranger wrote neither moves the cursor nor makes a line."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            safe = visible(value)
+            event[name] = safe if name in _OF_LINES else safe.replace("\n", "\\n")
+    return event
+
+
 def configure(*, as_json: bool, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
     """Send structlog's and the standard library's records to `stream` (standard error), masked."""
     masker = Masker(secrets)
@@ -68,10 +80,10 @@ def configure(*, as_json: bool, secrets: Iterable[str] = (), stream: TextIO | No
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
-    render: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer(default=str)
+    render: list[structlog.typing.Processor] = (
+        [structlog.processors.JSONRenderer(default=str)]
         if as_json
-        else structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)
+        else [printable, structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)]
     )
     out = stream or sys.stderr
     handler = logging.StreamHandler(out)
@@ -82,7 +94,7 @@ def configure(*, as_json: bool, secrets: Iterable[str] = (), stream: TextIO | No
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
                 masker,
-                render,
+                *render,
             ],
         )
     )

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from overpaint_producer.cli.context import Context, farm_options
-from overpaint_shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, MissingExtraError, OverpaintError
+from overpaint_shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, MissingExtraError, OverpaintError, visible
 
 COMMANDS = {
     "submit": (
@@ -181,4 +181,5 @@ def _report_usage(error: click.ClickException, *, as_json: bool) -> int:
 
 
 def _report(data: dict[str, Any], text: str, *, as_json: bool) -> None:
-    click.echo(json.dumps({"error": data}, ensure_ascii=False) if as_json else f"overpaint: {text}", err=True)
+    said = json.dumps({"error": data}, ensure_ascii=False) if as_json else visible(f"overpaint: {text}")
+    click.echo(said, err=True)

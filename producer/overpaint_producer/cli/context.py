@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from overpaint_shared.errors import visible
+
 if TYPE_CHECKING:
     from overpaint_producer.client import Farm
     from overpaint_shared.settings import Settings
@@ -139,8 +141,13 @@ def emit(value: Any) -> None:
 
 
 def say(message: str) -> None:
-    """A message for people, on standard error."""
-    click.echo(message, err=True)
+    """A message for people, on standard error; what would move their cursor stands as its escape."""
+    click.echo(visible(message), err=True)
+
+
+def tell(message: str) -> None:
+    """A line of the answer, on standard output, made safe alike: stages, names and causes are strangers'."""
+    click.echo(visible(message))
 
 
 def table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> None:

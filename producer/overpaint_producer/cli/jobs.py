@@ -18,6 +18,7 @@ from overpaint_producer.cli.context import (
     pass_context,
     say,
     table,
+    tell,
 )
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def cancel(context: Context, *, ids: tuple[str, ...], group: str | None, as_json
             if as_json:
                 emit({"id": name, "state": state})
             else:
-                click.echo(f"{name} {state}")
+                tell(f"{name} {state}")
         for name in names:
             if name not in states:
                 farm.job(name)  # which raises that there is none
@@ -215,4 +216,4 @@ def replay(context: Context, *, ids: tuple[str, ...], as_json: bool) -> None:
             if as_json:
                 emit({"id": name, "state": state})
             else:
-                click.echo(f"{name} {state}")
+                tell(f"{name} {state}")

@@ -15,8 +15,8 @@ from overpaint_producer.cli.context import (
     pass_context,
     say,
     table,
+    tell,
 )
-from overpaint_shared.errors import visible
 
 if TYPE_CHECKING:
     from overpaint_shared.ledger import WorkerRecord
@@ -44,7 +44,7 @@ def workers(context: Context, *, as_json: bool) -> None:
         table([_row(worker) for worker in found], head)
         for worker in found:
             if more := _more(worker):
-                click.echo(visible(f"{worker.name} also has {more}"))
+                tell(f"{worker.name} also has {more}")
 
 
 def _more(worker: "WorkerRecord") -> str:
@@ -118,7 +118,7 @@ def gc(context: Context, *, dry_run: bool, older_than: int, expired_results: boo
             if as_json:
                 emit({"name": each.name, "bytes": each.item.size, "why": each.why, "deleted": not dry_run})
             else:
-                click.echo(f"{each.name}  {each.item.size} bytes  ({each.why})")
+                tell(f"{each.name}  {each.item.size} bytes  ({each.why})")
     say(f"{'would delete' if dry_run else 'deleted'} {count}, {size / (1 << 20):.1f} MiB")
 
 

@@ -12,6 +12,7 @@ from overpaint_producer.cli.context import (
     farm_options,
     json_option,
     pass_context,
+    tell,
 )
 
 EXAMPLES = examples(
@@ -70,4 +71,4 @@ def get(
             if as_json:
                 emit({"id": name, "links" if links else "files": found})
             else:
-                click.echo("\n".join(found.values()))
+                tell("\n".join(found.values()))

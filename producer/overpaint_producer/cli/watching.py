@@ -15,6 +15,7 @@ from overpaint_producer.cli.context import (
     pass_context,
     say,
     table,
+    tell,
 )
 from overpaint_shared.errors import MissingExtraError
 
@@ -92,7 +93,7 @@ def _tell(found: "Why") -> None:
     from overpaint_producer.pace import clock
     from overpaint_producer.why import when
 
-    click.echo(found.text)
+    tell(found.text)
     if found.ahead is not None:
         facts = [("waited", clock(found.waited_s)), ("before it", found.ahead), ("starts", when(found.eta_s))]
         table(facts, ("model", found.model))

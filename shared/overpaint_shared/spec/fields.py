@@ -15,6 +15,7 @@ NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 LONGEST_PROMPT: Final = 20_000
 LONGEST_PATH: Final = 4096
+LONGEST_LINE: Final = 256
 LONGEST_KEY: Final = 512
 LONGEST_KEY_BYTES: Final = 800
 """S3 counts bytes: 1024, with what stands before it."""
@@ -29,7 +30,9 @@ VALUE_ERROR: Final = "overpaint_value"
 
 ReferenceKind = Literal["path", "s3", "sha256"]
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
+_LINE_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""What moves a terminal's cursor, breaks a line, or turns the direction of writing."""
 _CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _NAME = re.compile(NAME_PATTERN[1:-1])
 _BUCKET_AND_KEY = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f]{1,1024}")
@@ -80,6 +83,11 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def is_line(text: str) -> bool:
+    """Whether the text may be a group, a label or a token: one line that moves no cursor."""
+    return 0 < len(text) <= LONGEST_LINE and not _CONTROL.search(text)
+
+
 def reference_kind(reference: str) -> ReferenceKind:
     """Where a picture's reference points: a local path, an object of another bucket, or a stored input."""
     if reference.startswith("s3://"):
@@ -93,7 +101,7 @@ def value_error(message: str, *, allowed: str) -> PydanticCustomError:
 
 
 def _check_reference(reference: str) -> str:
-    if _CONTROL.search(reference):
+    if _LINE_CONTROL.search(reference):
         raise value_error("holds control characters", allowed="a path, s3://bucket/key or sha256:<hex>")
     if reference.startswith("s3://"):
         if not _BUCKET_AND_KEY.fullmatch(reference):
@@ -139,7 +147,8 @@ def _check_key(key: str) -> str:
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Reference = Annotated[str, Field(min_length=1, max_length=LONGEST_PATH), AfterValidator(_check_reference)]
 Text = Annotated[str, Field(max_length=LONGEST_PROMPT), AfterValidator(_check_text)]
-Line = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_check_line)]
+Line = Annotated[str, Field(min_length=1, max_length=LONGEST_LINE), AfterValidator(_check_line)]
+LabelValue = Annotated[str, Field(max_length=LONGEST_LINE), AfterValidator(_check_line)]
 Key = Annotated[str, Field(min_length=1, max_length=LONGEST_KEY), AfterValidator(_check_key)]
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -22,6 +22,7 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 HEADER = 128
+LARGEST = 4 * 2**20
 MAX_TAGS = 256
 CURVE_STEPS = 65536
 # A profile that moves no colour by this much is sRGB by another name: its writers round the primaries
@@ -63,9 +64,11 @@ def read(icc: bytes) -> Profile:
         ProfileError: it is broken, or neither for grey nor for RGB.
 
     """
+    if len(icc) > LARGEST:
+        raise ProfileError(f"it has more than {LARGEST} bytes")
     try:
         return _read(icc)
-    except (struct.error, IndexError, ValueError, OverflowError, np.linalg.LinAlgError) as error:
+    except Exception as error:  # a stranger's bytes, read by three libraries: no list of errors is complete
         raise ProfileError(str(error) or "its tags cannot be read") from error
 
 
@@ -267,12 +270,12 @@ class Tables:
         srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
         try:
             profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-            into = _transform(profile, srgb)
-        except (ImageCms.PyCMSError, OSError) as error:
+            into = _tried(_transform(profile, srgb))
+        except (ImageCms.PyCMSError, OSError, ValueError) as error:
             raise ProfileError(f"LittleCMS cannot use it: {error}") from error
         try:
-            back = _transform(srgb, profile)
-        except ImageCms.PyCMSError:
+            back = _tried(_transform(srgb, profile))
+        except (ImageCms.PyCMSError, OSError, ValueError):
             back = None
         return cls(into, back)
 
@@ -298,6 +301,12 @@ def _transform(
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
         ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )
+
+
+def _tried(transform: ImageCms.ImageCmsTransform) -> ImageCms.ImageCmsTransform:
+    """The same, after it has been used: some odd profiles can be opened and fail then."""
+    _through(transform, np.zeros((1, 1, 3), np.float32))
+    return transform
 
 
 def _through(transform: ImageCms.ImageCmsTransform, values: Floats) -> Floats:

@@ -161,12 +161,16 @@ def read_json(path: Path, entry: Entry, key: str = "path") -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
+    except (OSError, ValueError, RecursionError) as cause:
         where = f"{path.parent.name}/{path.name}"
         message = f"{where} cannot be read: {cause}"
         raise _error(entry, message, "complete the model's folder", key) from cause
     if not isinstance(found, dict):
         raise _error(entry, f"{path.name} is no JSON object", "complete the model's folder", key)
+    if "quantization_config" in found:
+        where = f"{path.parent.name}/{path.name}"
+        message = f"{where} has a quantization_config, and quantized weights are not read"
+        raise _error(entry, message, "name the model's own weights, in float32, float16 or bfloat16", key)
     return found
 
 
