@@ -32,15 +32,18 @@ def job(**more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def named(place: str, text: str) -> None:
+    if place == "token":
+        list(Submitter.__new__(Submitter).submit([], Options(token=text), many=False))
+    given = {"group": {"group": text}, "label": {"labels": {text: "x"}}, "labelled": {"labels": {"x": text}}}
+    parse_job(job(**given[place]))
+
+
 @pytest.mark.parametrize("text", STRANGE)
 @pytest.mark.parametrize("place", ["group", "label", "labelled", "token"])
 def test_what_moves_a_cursor_is_refused_where_a_job_names_something(place: str, text: str) -> None:
-    given = {"group": {"group": text}, "label": {"labels": {text: "x"}}, "labelled": {"labels": {"x": text}}}
     with pytest.raises(SpecError) as caught:
-        if place == "token":
-            submitter = Submitter.__new__(Submitter)
-            list(submitter.submit([], Options(token=text), many=False))
-        parse_job(job(**given[place]))
+        named(place, text)
     (problem,) = caught.value.problems
 
     assert problem.path.startswith({"token": "token", "group": "group"}.get(place, "labels"))
