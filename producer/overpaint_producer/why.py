@@ -94,6 +94,8 @@ def _waiting(
         )
     if place.ahead:
         return "behind", f"before it in the queue of model {record.model}: {_jobs(place.ahead)}"
+    if all(worker.more.get("waits_for") for worker in readers):
+        return "store", "it is next, and every worker of its model waits for S3, which is away"
     if all(verdict.running >= verdict.slots for verdict in able):
         return "slots", "it is next, and every worker that can render it is full"
     if all(_elsewhere(record, worker) for worker in readers):
@@ -136,6 +138,8 @@ def _cannot(record: JobRecord, worker: WorkerRecord) -> str | None:
 
 
 def _does(record: JobRecord, worker: WorkerRecord, running: Mapping[str, JobRecord]) -> str:
+    if worker.more.get("waits_for") == "S3":
+        return "waits for S3, which is away"
     if not worker.running:
         warm = "" if record.model in worker.warm else ", and has to load the model"
         return f"idle{warm}"

@@ -28,6 +28,7 @@ OverpaintError
     ├── OutOfMemory
     ├── EngineDied
     ├── EngineHung
+    ├── WorkerFault
     └── ModelLoadError
 """
 
@@ -364,6 +365,12 @@ class EngineHung(EngineError):
     """The engine process stopped answering within a unit of work's deadline, and was killed."""
 
     code = "engine_hung"
+
+
+class WorkerFault(EngineError):
+    """A worker itself failed at a job, again and again: a defect, to be reported with the worker's log."""
+
+    code = "worker_fault"
 
 
 class ModelLoadError(EngineError):

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 MAX_LINK_S = 604_800  # the longest a version 4 signature may live
 READS = 3  # whole reads of one object; botocore retries a request, but not a body cut in the middle
 CHUNK_BYTES = 1 << 20
+CHANGED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404")
 WRITES = 4  # conditional writes that S3 answers with 409 (two at once) are to be sent again
 
 # Garbage collection removes inputs that no record names once they are a day old. An input that is about to be
@@ -156,12 +157,24 @@ class Store:
                 raise StoreError(f"cannot write a result: {key!r} is there with other bytes", value=key)
         return key
 
-    def put_named(self, owner: str, name: str, data: bytes, content_type: str) -> str:
-        """Write a picture under the name that its job gave it, over what was there; its key."""
+    def put_named(
+        self, owner: str, name: str, data: bytes, content_type: str, *, allowed: Callable[[], bool]
+    ) -> bool:
+        """Write a picture under the name that its job gave it, over what was there, while that is `allowed`.
+
+        Another's write between the question and our own makes S3 refuse ours, and the question is asked anew:
+        so a writer that slept in between changes nothing. False: no longer allowed. (A server that knows no
+        conditions on a PUT just writes: ask once more afterwards.)
+        """
         key = named_key(owner, name)
         with self._explained("write a named result", key):
-            self._s3.put_object(Bucket=self.settings.bucket, Key=key, Body=data, ContentType=content_type)
-        return key
+            for _ in range(WRITES):
+                found = self._head(key)
+                if not allowed():
+                    return False
+                if self._put_over(key, data, content_type, found):
+                    return True
+        raise StoreError(f"cannot write a named result: {key!r} is written by others all the time", value=key)
 
     def get(self, key: str, max_bytes: int) -> bytes:
         """An object's bytes; InputError when it is larger than `max_bytes`, told before reading it."""
@@ -293,6 +306,20 @@ class Store:
             else:
                 return True
         raise AssertionError("the last attempt returns or raises")
+
+    def _put_over(self, key: str, data: bytes, content_type: str, found: dict[str, Any] | None) -> bool:
+        """One PUT over the object that was found there, or over none; False if it is another by now."""
+        client: Any = self._s3  # its types want each argument by itself
+        what = {"Bucket": self.settings.bucket, "Key": key, "Body": data, "ContentType": content_type}
+        try:
+            client.put_object(**what, **({"IfMatch": found["ETag"]} if found else {"IfNoneMatch": "*"}))
+        except boto.ClientError as error:
+            if is_code(error, *CHANGED):
+                return False
+            if not is_code(error, "NotImplemented", "501"):
+                raise
+            client.put_object(**what)
+        return True
 
     def _same(self, key: str, data: bytes) -> bool:
         """Whether the stored object has these bytes: by its ETag, which need not be an MD5, or by reading."""

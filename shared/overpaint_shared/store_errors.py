@@ -12,6 +12,7 @@ import botocore.exceptions as boto
 import urllib3.exceptions
 
 from overpaint_shared.errors import (
+    OverpaintError,
     StoreDenied,
     StoreError,
     StoreFull,
@@ -80,6 +81,11 @@ def explained(action: str, *, bucket: str, endpoint: str, key: str | None = None
             value=endpoint,
             fix="check OVERPAINT_S3_ENDPOINT_URL and OVERPAINT_S3_BUCKET",
         ) from error
+
+
+def is_final(error: OverpaintError) -> bool:
+    """Whether the store would answer the same again, to anybody: it is not away, full or refusing a key."""
+    return type(error) is StoreError or isinstance(error, StoreMissing)
 
 
 def is_code(error: boto.ClientError, *codes: str) -> bool:

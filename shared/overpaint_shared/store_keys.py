@@ -33,6 +33,11 @@ def named_key(owner: str, key: str) -> str:
     return f"{NAMED}{segment('owner', owner)}/{key}"
 
 
+def name_of(key: str, owner: str) -> str:
+    """The name in a key that `named_key` made."""
+    return key.removeprefix(f"{NAMED}{owner}/")
+
+
 def external_address(url: str, allowed: tuple[str, ...]) -> tuple[str, str]:
     """(bucket, key) of an `s3://` address; InputError unless it is whole and its bucket is allowed."""
     scheme, _, rest = url.partition("://")

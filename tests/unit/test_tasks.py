@@ -1,8 +1,10 @@
 """One attempt's way, with services in memory: what each kind of failure comes to."""
 
 import json
+import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ from overpaint_shared.errors import (
     LedgerUnreachable,
     OverpaintError,
     StoreDenied,
+    StoreError,
     StoreMissing,
     StoreUnreachable,
 )
@@ -36,7 +39,9 @@ from overpaint_worker.engine_client import Answer, Gone
 from overpaint_worker.keeper import Keeper
 from overpaint_worker.metrics import Metrics
 from overpaint_worker.patience import Patience
+from overpaint_worker.storage import WAITING, Storage
 from overpaint_worker.tasks import Renderer, Room
+from tests.waiting import wait_until
 
 SHA = "0" * 64
 SPEC = {
@@ -67,13 +72,14 @@ class World:
     fetch_errors: list[OverpaintError] = field(default_factory=list)
     put_errors: list[OverpaintError] = field(default_factory=list)
     finish_errors: list[OverpaintError] = field(default_factory=list)
+    on_put: Callable[[], object] = lambda: None
     on_render: Callable[["World"], None] = lambda _: None
     patience: Patience = field(default_factory=lambda: Patience(fetch_s=5, store_s=5, commit_s=5))
 
     worker_id: str = "w"
     name: str = "w@host"
     limits: Limits = field(default_factory=Limits)
-    uploads: Executor = field(default_factory=lambda: ThreadPoolExecutor(2))
+    endpoint: str = "memory"
     rendered: list[protocol.Render] = field(default_factory=list)
     stored: dict[str, bytes] = field(default_factory=dict)
     deleted: list[tuple[str, int]] = field(default_factory=list)
@@ -81,7 +87,10 @@ class World:
     released: list[ReleaseReason] = field(default_factory=list)
     published: list[str] = field(default_factory=list)
     metrics: Metrics = field(default_factory=Metrics)
+    holder: str | None = None
+    name_errors: list[OverpaintError] = field(default_factory=list)
     keeper: Keeper = field(init=False)
+    storage: Storage = field(init=False)
 
     def __post_init__(self) -> None:
         self.keeper = Keeper(
@@ -93,6 +102,7 @@ class World:
             on_fenced=lambda _: None,
             metrics=self.metrics,
         )
+        self.storage = Storage(cast("Any", self), self.keeper, lambda: None)
 
     @property
     def ledger(self) -> "World":
@@ -112,7 +122,13 @@ class World:
         if self.finish_errors:
             raise self.finish_errors.pop(0)
         self.finished.append(outcome)
+        if isinstance(outcome, Done) and outcome.name is not None and self.holder in {None, job}:
+            self.holder = self.holder or job
+            return Finished(self.accepts, JobState.RUNNING, (), naming=self.accepts)
         return Finished(self.accepts, self.ends_as, (wakeup("finish"),))
+
+    def named(self, owner: str, name: str) -> str | None:
+        return self.holder
 
     def release(self, job: str, token: int, reason: ReleaseReason, detail: str = "") -> Released:
         self.released.append(reason)
@@ -132,16 +148,20 @@ class World:
     read_external = get_input
 
     def put_result(self, job: str, token: int, name: str, data: bytes, content_type: str) -> str:
+        self.on_put()
         if self.put_errors:
             raise self.put_errors.pop(0)
         self.stored[name] = data
         return f"results/{job}/{token}/{name}"
 
-    def put_named(self, owner: str, name: str, data: bytes, content_type: str) -> str:
-        if self.put_errors:
-            raise self.put_errors.pop(0)
-        self.stored[f"{owner}:{name}:{content_type}"] = data
-        return f"named/{owner}/{name}"
+    def put_named(
+        self, owner: str, name: str, data: bytes, content_type: str, *, allowed: Callable[[], bool]
+    ) -> bool:
+        if self.name_errors:
+            raise self.name_errors.pop(0)
+        if allowed():
+            self.stored[f"{owner}:{name}:{content_type}"] = data
+        return allowed()
 
     def delete_attempt(self, job: str, token: int) -> int:
         self.deleted.append((job, token))
@@ -190,10 +210,64 @@ def test_a_picture_is_stored_under_the_jobs_own_name_for_it_before_the_job_is_do
     assert isinstance(done := world.run(), Done)
     assert world.stored["owner:shots/12.webp:image/webp"] == b"p"
     assert done.result["key"] == "named/owner/shots/12.webp"
-    lost = World(spec=named, answer=answer, patience=Patience(fetch_s=5, store_s=0, commit_s=5))
-    lost.put_errors = [away()] * 9
-    assert lost.run() is None
-    assert lost.finished == []
+    assert [each.name for each in world.finished if isinstance(each, Done)] == ["shots/12.webp", None]
+    assert world.deleted == []
+
+
+def named_world(**more: Any) -> World:
+    return World(spec={**SPEC, "output": {"key": "a.png"}}, **more)
+
+
+def test_a_name_that_a_later_job_has_is_left_to_it() -> None:
+    world = named_world(holder="later")
+    assert isinstance(world.run(), Done)
+    assert world.stored.keys() == {"image.png", "receipt.json"}
+
+
+def test_an_attempt_that_cannot_name_its_committed_picture_deletes_nothing() -> None:
+    world = named_world(name_errors=[away()] * 9, patience=Patience(fetch_s=5, store_s=0, commit_s=5))
+    assert world.run() is None
+    assert len(world.finished) == 1, "committed, and left to a reaper"
+    assert (world.deleted, world.released) == ([], [])
+
+
+def test_a_name_that_s3_refuses_for_good_fails_the_job() -> None:
+    failed = named_world(name_errors=[StoreError("there is a folder")]).run()
+    assert isinstance(failed, Failed)
+    assert failed.error["code"] == "store"
+
+
+def test_a_stored_picture_that_is_damaged_fails_the_job_at_once() -> None:
+    world = World(fetch_errors=[StoreError("damaged")] * 100)
+    assert isinstance(world.run(), Failed)
+    assert len(world.fetch_errors) == 99
+
+
+def test_a_cancel_ends_an_attempt_whose_store_hangs() -> None:
+    release = threading.Event()
+    world = World()
+    world.on_put = lambda: world.keeper.running[0].__setattr__("cancelled", True) or release.wait(30)
+    began = time.monotonic()
+    assert isinstance(world.run(), Cancelled)
+    assert time.monotonic() - began < 5
+    release.set()
+
+
+def test_while_a_result_waits_for_s3_no_job_is_taken_and_the_record_says_so() -> None:
+    seen: list[tuple[bool, str]] = []
+    world = World(put_errors=[away(), away()])
+    world.on_put = lambda: seen.append((world.storage.blocked, world.keeper.running[0].stage))
+    assert isinstance(world.run(), Done)
+    assert seen[-1] == (True, WAITING)
+    assert not world.storage.blocked
+
+
+def test_of_several_writes_only_those_that_failed_are_made_again() -> None:
+    world = World(put_errors=[away()])
+    puts: list[int] = []
+    world.on_put = lambda: puts.append(1)
+    assert isinstance(world.run(), Done)
+    assert len(puts) == 3
 
 
 @pytest.mark.parametrize(
@@ -237,7 +311,7 @@ def test_a_store_that_takes_no_results_gives_the_job_back_and_leaves_no_rest() -
     world = World(put_errors=[away()] * 100, patience=Patience(fetch_s=1, store_s=0.3, commit_s=1))
     assert world.run() is None
     assert world.released == [ReleaseReason.STOPPED]
-    assert world.deleted == [("j", 7)]
+    wait_until(lambda: world.deleted == [("j", 7)])
 
 
 def test_the_farms_own_store_that_refuses_is_not_the_jobs_fault() -> None:
@@ -333,7 +407,7 @@ def test_a_fenced_attempt_stores_and_commits_nothing() -> None:
 def test_an_attempt_whose_token_is_old_deletes_what_it_wrote() -> None:
     world = World(accepts=False)
     assert world.run() is None
-    assert world.deleted == [("j", 7)]
+    wait_until(lambda: world.deleted == [("j", 7)])
 
 
 def test_an_unexpected_error_is_counted_so_that_it_cannot_go_on_for_ever() -> None:
@@ -342,4 +416,4 @@ def test_an_unexpected_error_is_counted_so_that_it_cannot_go_on_for_ever() -> No
 
     world = World(on_render=broken)
     assert world.run() is None
-    assert world.released == [ReleaseReason.CRASHED]
+    assert world.released == [ReleaseReason.FAULT]

@@ -43,6 +43,8 @@ class Intake:
         self.models = dict(models)
         self.engine_up = False
         self.draining = False
+        self.store_away = False
+        """S3 is away, or too much waits for it: what were taken now could not be rendered."""
         self.credits = slots
         self.waiting: Mapping[str, float] = {}
         """Seconds that the oldest waiting job of each model has waited, as last seen."""
@@ -55,8 +57,8 @@ class Intake:
 
     @property
     def closed(self) -> bool:
-        """Nothing may be taken: the worker drains, or its engine is not up."""
-        return self.draining or not self.engine_up
+        """Nothing may be taken: the worker drains, its engine is not up, or S3 is away."""
+        return self.draining or self.store_away or not self.engine_up
 
     @property
     def room(self) -> int:

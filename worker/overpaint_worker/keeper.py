@@ -35,6 +35,8 @@ class Attempt:
     """The ledger wants it stopped."""
     fenced: bool = False
     """It is no longer ours: another attempt has it, or we gave it back."""
+    wrote: bool = False
+    """It has stored files that nobody may see unless it is committed."""
     settling: bool = False
     """Its end is being told to the ledger, whose answer says what came of it."""
     since: float = field(default_factory=time.monotonic)

@@ -209,6 +209,11 @@ class NodeCollector(Collector):
                 ("overpaint_worker_credits", "Jobs that its engine wants to hold.", intake.credits),
                 ("overpaint_worker_jobs_running", "Jobs that it holds.", len(node.keeper.running)),
                 ("overpaint_worker_engine_up", "1 while its engine takes jobs.", intake.engine_up),
+                (
+                    "overpaint_worker_store_up",
+                    "1 while S3 keeps it from no job.",
+                    not intake.store_away,
+                ),
                 ("overpaint_worker_draining", "1 once it takes no more jobs.", intake.draining),
                 (
                     "overpaint_device_memory_total_bytes",

@@ -5,7 +5,6 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 from celery import Celery
@@ -17,7 +16,7 @@ from overpaint_shared.ledger import Claim, Ledger, Wakeup, WorkerRecord
 from overpaint_shared.queues import make_app, publish, queue_name
 from overpaint_shared.settings import Limits, Settings
 from overpaint_shared.store import Store
-from overpaint_worker import logs, patience, protocol, transport
+from overpaint_worker import logs, naming, patience, protocol, transport
 from overpaint_worker.cycle import STRATEGY, Intake, ModelCycle
 from overpaint_worker.engine.options import EngineOptions
 from overpaint_worker.engine_client import EngineClient
@@ -26,10 +25,10 @@ from overpaint_worker.keeper import Keeper
 from overpaint_worker.metrics import Metrics
 from overpaint_worker.options import CPU, WorkerOptions
 from overpaint_worker.stopping import Drain
+from overpaint_worker.storage import Storage
 from overpaint_worker.tasks import register
 from overpaint_worker.waker import Waker
 
-UPLOAD_THREADS = 8
 CLAIM_PAUSE_S = 1.0
 MAX_UNSENT = 2000
 """Messages that Redis refused, kept to be sent again. Of more the oldest are left to the reaper."""
@@ -56,7 +55,6 @@ class Node:
         self.ready: protocol.Ready | None = None
         self.ledger = Ledger.connect(settings.redis_url, self.settings)
         self.store = Store(settings.store())
-        self.uploads = ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload")
         self.waker = Waker()
         self._unsent: deque[Wakeup] = deque(maxlen=MAX_UNSENT)
         self.metrics = Metrics(options.models)
@@ -78,7 +76,14 @@ class Node:
             on_fenced=lambda a: self.engine.forget(a.job, a.token),
             metrics=self.metrics,
         )
+        self.storage = Storage(self.store, self.keeper, self.metrics.retried, self._storage_changed)
         self.app = self._make_app(settings.redis_url)
+
+    def _storage_changed(self) -> None:
+        blocked = self.storage.blocked
+        if blocked != self.intake.store_away:
+            self.intake.store_away = blocked
+            self.waker.wake()
 
     def _make_app(self, redis_url: str) -> Celery:
         transport.install(self.intake)
@@ -135,6 +140,17 @@ class Node:
                 said = True
             self.drain.until(pause_s)
             pause_s = min(CLAIM_PAUSE_S, pause_s * 2)
+
+    def name_picture(self, job_id: str) -> None:
+        """Finish a committed job whose worker was lost before its picture had its name."""
+        try:
+            finished = naming.complete(self.store, self.ledger, job_id)
+        except Exception as error:  # a reaper is asked again after a lease
+            log.warning("picture not named", action="job.not_named", job=job_id, error=str(error))
+            return
+        if finished is not None:
+            log.info("picture named for a lost worker", action="job.named", job=job_id)
+            self.publish(finished.wakeups)
 
     def slot_freed(self) -> None:
         """Look for the next message at once."""
@@ -238,7 +254,11 @@ class Node:
             warm=tuple(sorted(self.engine.loaded)),
             jobs=tuple(attempt.job for attempt in self.keeper.running),
             steps_per_s=self.metrics.speed.per_s(),
-            more={"versions": ready.versions, "engine_pid": self.engine.pid},
+            more={
+                "versions": ready.versions,
+                "engine_pid": self.engine.pid,
+                "waits_for": "S3" if self.intake.store_away else None,
+            },
         )
 
     def announce(self) -> None:
@@ -257,6 +277,7 @@ class Node:
         self._serve_metrics()
         self.drain.start()
         self.keeper.start()
+        self.storage.start()
         self.engine.start()
         log.info("worker started", action="worker.started", worker=self.name, id=self.worker_id)
 
@@ -271,6 +292,7 @@ class Node:
         self.close_intake()
         self.keeper.release_all()
         self.keeper.stop()
+        self.storage.stop()
         self.engine.stop()
         try:
             self.ledger.retire(self.worker_id)

@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from overpaint_shared.errors import ServiceError, StoreMissing
+from overpaint_shared.errors import ServiceError
 from overpaint_worker.keeper import Attempt
 
 FIRST_PAUSE_S: Final = 0.1
@@ -27,15 +27,17 @@ class Stopped(Exception):
 class Patience:
     """For what an attempt tries how long, in seconds."""
 
-    fetch_s: float = 60.0
-    store_s: float = 300.0
+    fetch_s: float = 300.0
+    """Nothing is rendered yet: after this another worker may try, which may reach S3."""
+    store_s: float = 86_400.0
+    """What is rendered is kept until S3 takes it; giving the job back would render it anew."""
     commit_s: float = 3600.0
     """Its picture is stored, and while nobody can commit nobody can claim: the slot is of no other use."""
 
 
-def check(attempt: Attempt) -> None:
+def check(attempt: Attempt, *, stop_on_cancel: bool = True) -> None:
     """Raise Stopped if the attempt is to end."""
-    if attempt.cancelled or attempt.fenced:
+    if attempt.fenced or (attempt.cancelled and stop_on_cancel):
         raise Stopped
 
 
@@ -49,26 +51,25 @@ def patiently(
 ) -> T:
     """Call until no service is away, for at most `within_s`; `retried` is told of each further try.
 
-    Raises Stopped, and the ServiceError of the last try; that an object is missing is no reason to wait.
+    Raises Stopped, and the ServiceError of the last try. For calls of the ledger; those of the store, which
+    may hang, go through `Storage`.
     """
-    end, pause = time.monotonic() + within_s, FIRST_PAUSE_S
+    end, seconds = time.monotonic() + within_s, FIRST_PAUSE_S
     while True:
         try:
             return call()
-        except StoreMissing:
-            raise
         except ServiceError as error:
-            if time.monotonic() + pause > end:
+            if time.monotonic() + seconds > end:
                 raise
             retried()
-            log.info("service away, trying again", action="service.retry", error=str(error), in_s=pause)
-        _pause(pause, attempt, stop_on_cancel=stop_on_cancel)
-        pause = min(LONGEST_PAUSE_S, pause * 2)
+            log.info("service away, trying again", action="service.retry", error=str(error), in_s=seconds)
+        pause(seconds, attempt, stop_on_cancel=stop_on_cancel)
+        seconds = min(LONGEST_PAUSE_S, seconds * 2)
 
 
-def _pause(seconds: float, attempt: Attempt, *, stop_on_cancel: bool) -> None:
+def pause(seconds: float, attempt: Attempt, *, stop_on_cancel: bool = True) -> None:
+    """Wait so long. Raises Stopped as soon as the attempt is to end."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        if attempt.fenced or (attempt.cancelled and stop_on_cancel):
-            raise Stopped
+        check(attempt, stop_on_cancel=stop_on_cancel)
         time.sleep(min(WAIT_S, left))

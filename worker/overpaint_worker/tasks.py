@@ -7,8 +7,8 @@ the real run's state.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -23,6 +23,7 @@ from overpaint_shared.errors import (
     OverpaintError,
     ServiceError,
     SpecError,
+    StoreError,
     UnsupportedError,
 )
 from overpaint_shared.job import JobSpec, Output, parse_job
@@ -31,6 +32,7 @@ from overpaint_shared.ledger import (
     Claim,
     Done,
     Failed,
+    Finished,
     JobState,
     Ledger,
     Outcome,
@@ -39,7 +41,8 @@ from overpaint_shared.ledger import (
 )
 from overpaint_shared.queues import RENDER_TASK
 from overpaint_shared.settings import Limits
-from overpaint_shared.store import Store
+from overpaint_shared.store_errors import is_final
+from overpaint_shared.store_keys import named_key
 from overpaint_worker import protocol
 from overpaint_worker.crashes import Blame
 from overpaint_worker.cycle import Intake
@@ -47,15 +50,11 @@ from overpaint_worker.engine_client import Answer, EngineClient, Gone
 from overpaint_worker.inputs import Inputs
 from overpaint_worker.keeper import Attempt, Keeper
 from overpaint_worker.metrics import COMMIT, Metrics
+from overpaint_worker.naming import PICTURE, Named, content_type
 from overpaint_worker.patience import Patience, Stopped, check, patiently
+from overpaint_worker.storage import Storage
 
-CONTENT_TYPES: Mapping[str, str] = {
-    "png": "image/png",
-    "webp": "image/webp",
-    "jpg": "image/jpeg",
-    "jpeg": "image/jpeg",
-    "json": "application/json",
-}
+FETCH, STORE = "fetch", "store"
 
 _BLAMED: Mapping[Blame, ReleaseReason] = {
     Blame.GUILTY: ReleaseReason.CRASHED,
@@ -99,17 +98,13 @@ class Room(Protocol):
     worker_id: str
     name: str
     ledger: Ledger
-    store: Store
+    storage: Storage
     limits: Limits
     engine: EngineClient
     keeper: Keeper
     intake: Intake
     patience: Patience
     metrics: Metrics
-
-    @property
-    def uploads(self) -> Executor:
-        """Threads that write results."""
 
     def publish(self, wakeups: Sequence[Wakeup]) -> None:
         """Send the messages that a ledger call asked for."""
@@ -163,6 +158,7 @@ class Renderer:
         self._began = time.perf_counter()
         self._kind = ("", "")
         self._alone = False
+        self._picture: Named | None = None
 
     def run(self, job_id: str) -> Outcome | None:
         """Claim, render and settle a job; how it ended, None if it did not end here."""
@@ -204,19 +200,21 @@ class Renderer:
         except (JobError, EngineError) as error:  # EngineError: larger than the protocol carries
             return Failed(error.to_json())
         except ServiceError as error:
+            if is_final(error):
+                return Failed(error.to_json())
             return GiveBack(ReleaseReason.STOPPED, str(error))
         except Exception as error:
             log.exception("unexpected error", action="job.unexpected")
-            return GiveBack(ReleaseReason.CRASHED, repr(error))
+            return GiveBack(ReleaseReason.FAULT, f"{type(error).__name__}: {error}")
 
     def _fetch(self, owner: str, spec: JobSpec, attempt: Attempt) -> dict[str, bytes]:
         room = self._room
         inputs = Inputs(
-            store=room.store,
+            store=room.storage.store,
             owner=owner,
             max_bytes=room.limits.max_input_bytes,
             max_job_bytes=room.limits.max_job_bytes,
-            again=lambda call: self._patiently(call, room.patience.fetch_s, attempt),
+            again=lambda call: room.storage.patiently(call, room.patience.fetch_s, attempt, FETCH),
         )
         return inputs.fetch(spec)
 
@@ -249,35 +247,46 @@ class Renderer:
 
     def _stored(self, done: protocol.Done, attempt: Attempt, owner: str, output: Output) -> Done:
         check(attempt)
-        self._room.keeper.progress(attempt.job, attempt.token, "store")
-        writes = [
-            self._room.uploads.submit(self._put, attempt, name, data)
-            for name, data in list(done.files.items())[1:]
-        ]
-        files = dict([self._put(attempt, name, data) for name, data in list(done.files.items())[:1]])
-        files.update(write.result() for write in writes)
-        key = {} if output.key is None else {"key": self._named(done, attempt, owner, output)}
+        room = self._room
+        room.keeper.progress(attempt.job, attempt.token, STORE)
+        attempt.wrote = True
+        with room.storage.holding(sum(map(len, done.files.values()))):
+            writes = {name: partial(self._put, attempt, name, data) for name, data in done.files.items()}
+            files = room.storage.all(writes, room.patience.store_s, attempt, STORE)
         self._timing.mark("store_s")
-        return Done(result={"files": files, **key, "summary": done.summary | {"worker": self._summary()}})
+        result = {"files": files, "summary": done.summary | {"worker": self._summary()}}
+        if output.key is None:
+            return Done(result=result)
+        name = f"{PICTURE}{output.format}"
+        self._picture = Named(attempt.job, owner, output.key, content_type(name), done.files[name])
+        return Done(result=result | {"key": named_key(owner, output.key)}, name=output.key)
 
-    def _named(self, done: protocol.Done, attempt: Attempt, owner: str, output: Output) -> str:
-        """Store the picture under the job's own name for it, too: once the job is done, it is there."""
-        name, data, store = str(output.key), done.files[f"image.{output.format}"], self._room.store
-        return self._patiently(
-            lambda: store.put_named(owner, name, data, CONTENT_TYPES[output.format]),
-            self._room.patience.store_s,
-            attempt,
-        )
+    def _put(self, attempt: Attempt, name: str, data: bytes) -> str:
+        return self._room.storage.store.put_result(attempt.job, attempt.token, name, data, content_type(name))
 
-    def _put(self, attempt: Attempt, name: str, data: bytes) -> tuple[str, str]:
-        kind = CONTENT_TYPES.get(name.rpartition(".")[2], "application/octet-stream")
-        store = self._room.store
-        key = self._patiently(
-            lambda: store.put_result(attempt.job, attempt.token, name, data, kind),
-            self._room.patience.store_s,
-            attempt,
-        )
-        return name, key
+    def _named(self, attempt: Attempt, outcome: Outcome) -> tuple[Outcome, Finished]:
+        """Give a committed picture its name, and finish. From here on the attempt's files are the job's."""
+        attempt.wrote = False
+        try:
+            self._write_name(attempt)
+        except StoreError as error:
+            if not is_final(error):
+                raise
+            outcome = Failed(error.to_json())
+        if isinstance(outcome, Done):
+            outcome = replace(outcome, name=None)
+        return outcome, self._finish(attempt, outcome)
+
+    def _write_name(self, attempt: Attempt) -> None:
+        room, picture = self._room, self._picture
+        if picture is not None:
+            room.storage.patiently(
+                lambda: picture.write(room.storage.store, room.ledger),
+                room.patience.store_s,
+                attempt,
+                STORE,
+                stop_on_cancel=False,
+            )
 
     def _summary(self) -> dict[str, Any]:
         return {"name": self._room.name, "seconds": dict(self._timing.spent)}
@@ -324,12 +333,9 @@ class Renderer:
     def _commit(self, attempt: Attempt, outcome: Outcome) -> Outcome | None:
         """How the job ended for the ledger; None where that is not for this attempt to say."""
         try:
-            finished = self._patiently(
-                lambda: self._room.ledger.finish(attempt.job, attempt.token, outcome),
-                self._room.patience.commit_s,
-                attempt,
-                stop_on_cancel=False,
-            )
+            finished = self._finish(attempt, outcome)
+            if finished.naming:
+                outcome, finished = self._named(attempt, outcome)
         except (ServiceError, Stopped) as error:
             log.error("commit failed", action="job.commit_failed", error=str(error))  # noqa: TRY400
             self._ended("uncommitted")
@@ -352,14 +358,24 @@ class Renderer:
             self._clean(attempt)
         return outcome if finished.accepted else None
 
+    def _finish(self, attempt: Attempt, outcome: Outcome) -> Finished:
+        return self._patiently(
+            lambda: self._room.ledger.finish(attempt.job, attempt.token, outcome),
+            self._room.patience.commit_s,
+            attempt,
+            stop_on_cancel=False,
+        )
+
     def _clean(self, attempt: Attempt) -> None:
-        """Delete what this attempt wrote; nobody will ever show it."""
-        if attempt.stage != "store":
-            return
+        """Delete what this attempt wrote; nobody will ever show it. S3 may hang, so nobody waits for that."""
+        if attempt.wrote:
+            self._room.storage.later(partial(self._deleted, attempt))
+
+    def _deleted(self, attempt: Attempt) -> None:
         try:
-            self._room.store.delete_attempt(attempt.job, attempt.token)
+            self._room.storage.store.delete_attempt(attempt.job, attempt.token)
         except ServiceError as error:  # `overpaint gc` finds it
-            log.info("leftovers stay", action="job.leftovers", error=str(error))
+            log.info("leftovers stay", action="job.leftovers", error=str(error), **attempt.names())
 
     def _patiently(
         self, call: Callable[[], T], within_s: float, attempt: Attempt, *, stop_on_cancel: bool = True

@@ -237,13 +237,25 @@ class Ledger:
     def finish(self, job_id: str, token: int, outcome: Outcome) -> Finished:
         """Commit how an attempt ended. Only the current token's outcome is accepted.
 
-        Of a cancelling job, a `Done` is kept; a `Failed` ends it as `cancelled`.
+        Of a cancelling job, a `Done` is kept; a `Failed` ends it as `cancelled`. A `Done` with a `name` is
+        committed, but the job is not shown as done before its picture has that name: where the answer is
+        `naming`, store it and call again without the name.
         """
         state, keep_s, result, error = self._outcome(outcome)
-        accepted, now, due = self._run(
-            "finish", job_id, token, state, keep_s, self._settings.window, result, error
+        name = outcome.name if isinstance(outcome, Done) else None
+        keep_name_s = max(self._settings.keep_done_s, self._settings.keep_failed_s)
+        accepted, now, due, *naming = self._run(
+            "finish", job_id, token, state, keep_s, self._settings.window, result, error, name, keep_name_s
         )
-        return Finished(bool(int(accepted)), JobState(now) if now else None, wire.wakeups(due))
+        return Finished(
+            bool(int(accepted)), JobState(now) if now else None, wire.wakeups(due), naming=bool(naming)
+        )
+
+    def named(self, owner: str, name: str) -> str | None:
+        """The job whose picture has a name: of those committed under it the one that was submitted last."""
+        with typed_errors(self._where):
+            _, _, job_id = str(self._client.get(f"op:name:{owner} {name}") or "").partition(" ")
+        return job_id or None
 
     def _outcome(
         self, outcome: Outcome

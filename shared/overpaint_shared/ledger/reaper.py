@@ -38,6 +38,7 @@ class _Findings:
     """What one round has found so far."""
 
     expired: list[str] = field(default_factory=list)
+    unnamed: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     unable: list[str] = field(default_factory=list)
     mended: list[str] = field(default_factory=list)
@@ -83,6 +84,7 @@ class Reaper:
                 found.odd.append(f"{step.__name__.strip('_')}: {error}")
         return Reaped(
             expired=tuple(found.expired),
+            unnamed=tuple(found.unnamed),
             stale=tuple(found.stale),
             unable=tuple(found.unable),
             mended=tuple(found.mended),
@@ -92,10 +94,16 @@ class Reaper:
 
     def _expire(self, found: "_Findings") -> None:
         settings = self._settings
-        expired, due, odd = self._scripts.run(
-            "expire", settings.window, settings.max_lost_hosts, settings.keep_failed_s, _JOBS
+        expired, due, odd, unnamed = self._scripts.run(
+            "expire",
+            settings.window,
+            settings.max_lost_hosts,
+            settings.keep_failed_s,
+            _JOBS,
+            settings.lease_s,
         )
         found.expired += expired
+        found.unnamed += unnamed
         found.take(due, odd)
 
     def _tend(self, found: "_Findings") -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from overpaint_shared.errors import InputError, TokenConflict
 from overpaint_shared.ledger.states import JobState
 
-JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+JOB_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _OWNER: Final = re.compile(r"[^\s\x00-\x1f]{1,128}")
 _FEATURE: Final = re.compile(r"[^,\n]{1,128}")
@@ -36,7 +36,7 @@ class Submission:
     """A job to be queued."""
 
     id: str
-    """Chosen by the producer, unique: `[A-Za-z0-9_-]`, at most 64."""
+    """Chosen by the producer, unique: `[A-Za-z0-9_-]`, at most 64, none of them a dash at the beginning."""
     owner: str
     spec_json: str
     model: str
@@ -157,6 +157,8 @@ class Done:
     """The job was rendered: file name -> storage key, and anything else for people, as JSON."""
 
     result: Mapping[str, Any]
+    name: str | None = None
+    """Its picture is to be stored under this name of its owner's before the job is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,9 @@ class ReleaseReason(StrEnum):
     """The engine died or hung through this job; counted, and beyond `max_crashes` the job is dead."""
     SUSPECTED = "suspected"
     """The engine died or hung while this job and others were at work; not counted, and it runs alone next."""
+    FAULT = "fault"
+    """The worker itself failed at this job, which is a defect; counted, and beyond `max_crashes` the job is
+    dead."""
     UNABLE = "unable"
     """This worker cannot render it; not counted, and this worker is not asked again."""
 
@@ -196,6 +201,8 @@ class Finished:
     state: JobState | None
     """The job's state now; None: no record."""
     wakeups: tuple[Wakeup, ...] = ()
+    naming: bool = False
+    """Committed, and not done yet: store the picture under its name, then finish without the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +229,9 @@ class Reaped:
 
     expired: tuple[str, ...] = ()
     """Jobs whose lease had run out: queued again, cancelled or dead."""
+    unnamed: tuple[str, ...] = ()
+    """Jobs that are committed and whose worker was lost before their picture had its name. Give it the name
+    and finish them within a lease: nobody else is asked meanwhile."""
     stale: tuple[str, ...] = ()
     """Queued jobs whose message was lost."""
     unable: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ workers.
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import structlog
@@ -70,6 +71,8 @@ class Reaper:
             if entries:
                 log.warning(f"ledger {action}", action=f"ledger.{action}", entries=list(entries))
         self._node.publish(reaped.wakeups)
+        for job_id in reaped.unnamed:
+            self._node.storage.later(partial(self._node.name_picture, job_id))
 
     def _look(self) -> None:
         intake = self._node.intake

@@ -1,11 +1,19 @@
--- Takes back jobs whose lease ran out; each counts one lost host: -> {ids, wake-ups, what was put aside}
-local window, max_lost, keep_s, limit = unpack(ARGV)
+-- Takes back jobs whose lease ran out; each counts one lost host. A job that is committed and only wants its
+-- picture under its name is not rendered again: whoever asks is to do that, within a lease.
+-- -> {ids, wake-ups, what was put aside, ids to be named}
+local window, max_lost, keep_s, limit, lease_s = unpack(ARGV)
 work_when_full()
-local at, ids, out = clock(), {}, {}
+local at, ids, out, unnamed = clock(), {}, {}, {}
 
 each('op:leases', call('ZRANGEBYSCORE', 'op:leases', '-inf', at, 'LIMIT', 0, limit), function(id)
   local job = load_from('op:leases', id, is_leased)
   if not job then return end
+  if job.naming then
+    set(job, 'lease', seconds(at + lease_s))
+    call('ZADD', 'op:leases', at + lease_s, id)
+    unnamed[#unnamed + 1] = id
+    return
+  end
   ids[#ids + 1] = id
   if job.state == 'cancelling' then return move(job, 'cancelled', at, keep_s) end
   local lost = call('HINCRBY', 'op:job:' .. id, 'lost', 1)
@@ -17,4 +25,4 @@ each('op:leases', call('ZRANGEBYSCORE', 'op:leases', '-inf', at, 'LIMIT', 0, lim
     come_back(job, at, out)
   end
 end)
-return {ids, out, odd}
+return {ids, out, odd, unnamed}

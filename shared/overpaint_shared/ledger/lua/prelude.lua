@@ -14,13 +14,14 @@
 --                     <model>|busy -> microseconds, told here, in which any of the model's jobs ran
 --   op:condemned:<owner> zset SHA-256 of an input -> when its deletion ends or ended (inputs.py)
 --   op:missed         zset job -> since when the reaper does not find its message
+--   op:name:<owner> <key>  string `<created> <job>`, the job whose picture has this name
 --   op:scrub          hash, how far the reaper has looked through the indexes
 --   op:quarantine     list of what was put aside, as JSON
 --   op:pace:leased:<model> zset by since when it runs; op:pace:since hash model -> from when on that is not told yet
 
 local FIELDS = {'state', 'owner', 'model', 'priority', 'class', 'title', 'created', 'since', 'group', 'submit_token',
   'digest', 'token', 'attempt', 'crashes', 'lost', 'worker', 'worker_name', 'claimed_by', 'excluded', 'unable_since',
-  'features', 'fault', 'odd', 'suspect'}
+  'features', 'fault', 'odd', 'suspect', 'naming'}
 local TIMES, COUNTS = {'created', 'since', 'unable_since'}, {'attempt', 'crashes', 'lost'}
 local LONGEST_FIELD, KEEP_ODD_S = 1048576, 604800
 local CLASSES = {}
@@ -225,7 +226,7 @@ local function move(job, to, at, keep_s)
     call('ZREM', 'op:queued:' .. job.model, job.id)
   elseif LEASED[job.state] and not LEASED[to] then
     call('ZREM', 'op:leases', job.id)
-    unset(job, 'lease', 'claimed_by')
+    unset(job, 'lease', 'claimed_by', 'naming')
   elseif TERMINAL[job.state] then
     call('ZREM', 'op:expiry', job.id)
     unset(job, 'ended', 'result', 'error')

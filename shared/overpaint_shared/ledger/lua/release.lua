@@ -10,15 +10,21 @@ if job.state == 'queued' then  -- the same call again, or the reaper was first
   return {job.state, out}
 end
 if not LEASED[job.state] then return {job.state, out} end
+if job.naming then  -- committed: a reaper is to store its picture under its name, now
+  call('ZADD', 'op:leases', at, id)
+  return {job.state, out}
+end
 
 if detail ~= '' then set(job, 'fault', detail) end
 if job.state == 'cancelling' then
   move(job, 'cancelled', at, keep_s)
-elseif reason == 'crashed' then
-  local crashes = call('HINCRBY', 'op:job:' .. id, 'crashes', 1)
-  if crashes > tonumber(max_crashes) then
-    die(job, at, keep_s, 'engine_died', 'the engine of a worker died or hung ' .. crashes .. ' times with this job, last on '
-      .. job.worker_name .. (detail ~= '' and ': ' .. detail or ''))
+elseif reason == 'crashed' or reason == 'fault' then
+  local engine = reason == 'crashed'
+  local count = call('HINCRBY', 'op:job:' .. id, engine and 'crashes' or 'faults', 1)
+  if count > tonumber(max_crashes) then
+    die(job, at, keep_s, engine and 'engine_died' or 'worker_fault',
+      (engine and 'the engine of a worker died or hung ' or 'a worker itself failed ') .. count
+      .. ' times with this job, last on ' .. (job.worker_name or '?') .. (detail ~= '' and ': ' .. detail or ''))
   else
     come_back(job, at, out)
   end

@@ -6,7 +6,8 @@ if not job then return {'', 0, out} end
 if not (TERMINAL[job.state] and MOVES[job.state].queued) then return {job.state, 0, out} end
 
 job.attempt, job.class = nil, class_of(job.priority)
-unset(job, 'attempt', 'crashes', 'suspect', 'lost', 'excluded', 'unable_since', 'fault', 'worker', 'worker_name', 'started')
+unset(job, 'attempt', 'crashes', 'faults', 'suspect', 'lost', 'excluded', 'unable_since', 'fault', 'worker', 'worker_name',
+  'started')
 set(job, 'class', job.class)
 move(job, 'queued', at)
 wait(job, at)

@@ -1,0 +1,214 @@
+"""A worker's way to S3: calls that may hang, made in threads that may be left behind.
+
+An attempt waits for its calls and looks meanwhile whether it is to end. So a cancel ends it within a second
+though S3 accepts and never answers; the thread that hangs is left to its time-outs, and there are `THREADS`
+of them at most. While S3 is away, or more bytes wait to be written than may, the worker takes no jobs.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as StillRunning
+from contextlib import contextmanager, suppress
+from typing import Final, Protocol, TypeVar
+
+import structlog
+
+from overpaint_shared.errors import ServiceError, StoreError, StoreUnreachable
+from overpaint_shared.store import Store
+from overpaint_shared.store_errors import is_final
+from overpaint_worker.keeper import Attempt
+from overpaint_worker.patience import FIRST_PAUSE_S, LONGEST_PAUSE_S, WAIT_S, check, pause
+
+THREADS: Final = 16
+SILENT_S: Final = 5.0
+"""A call that takes longer is told as waiting; it may still succeed."""
+PROBE_S: Final = 2.0
+MAX_HELD_BYTES: Final = 1 << 30
+"""Of rendered files that wait to be written."""
+WAITING: Final = "waiting for S3"
+"""The stage of an attempt for which S3 is away."""
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+class Teller(Protocol):
+    """Who is told how an attempt stands; a worker's keeper of leases."""
+
+    def progress(self, job: str, token: int, stage: str, step: int = 0, of: int = 0) -> None:
+        """An attempt entered a stage."""
+
+
+class Storage:
+    """The store as the attempts of one worker use it."""
+
+    def __init__(
+        self,
+        store: Store,
+        teller: Teller,
+        retried: Callable[[], None],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`retried` is told of each further try, `changed` when `blocked` may have changed."""
+        self.store = store
+        self._teller = teller
+        self._retried = retried
+        self._changed = changed
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
+        self._lock = threading.Lock()
+        self._trying = 0
+        self._held = 0
+        self._stopping = threading.Event()
+        self.away = False
+
+    @property
+    def blocked(self) -> bool:
+        """No job should be taken: S3 is away, or too much waits for it."""
+        return self.away or self._held > MAX_HELD_BYTES
+
+    def start(self) -> None:
+        """Ask an S3 that is away, now and then, where no attempt does."""
+        threading.Thread(target=self._probe, name="store-probe", daemon=True).start()
+
+    def stop(self) -> None:
+        """Ask no more."""
+        self._stopping.set()
+
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Rendered files of `size` bytes wait in this block."""
+        self._hold(size)
+        try:
+            yield
+        finally:
+            self._hold(-size)
+
+    def patiently(
+        self,
+        call: Callable[[], T],
+        within_s: float,
+        attempt: Attempt,
+        stage: str,
+        *,
+        stop_on_cancel: bool = True,
+    ) -> T:
+        """As `all`, of one call."""
+        return self.all({"": call}, within_s, attempt, stage, stop_on_cancel=stop_on_cancel)[""]
+
+    def all(
+        self,
+        calls: Mapping[str, Callable[[], T]],
+        within_s: float,
+        attempt: Attempt,
+        stage: str,
+        *,
+        stop_on_cancel: bool = True,
+    ) -> dict[str, T]:
+        """Make calls side by side, and those that fail because S3 is away again; their answers by name.
+
+        `stage` is what the attempt does when S3 answers. Raises Stopped as soon as the attempt is to end, and
+        a StoreError that trying again does not mend, or of the last try after `within_s`. No call is begun
+        while another of the last round runs.
+        """
+        end, seconds, done = time.monotonic() + within_s, FIRST_PAUSE_S, dict[str, T]()
+        with self._asking():
+            while True:
+                check(attempt, stop_on_cancel=stop_on_cancel)
+                left = {name: call for name, call in calls.items() if name not in done}
+                error = self._round(left, done, end, attempt, stop_on_cancel)
+                if error is None:
+                    self._is_back(attempt, stage)
+                    return done
+                if isinstance(error, StoreError):  # a call may ask the ledger, too
+                    self._is_away(error, attempt)
+                if time.monotonic() + seconds > end:
+                    raise error
+                self._retried()
+                log.info("service away, trying again", action="service.retry", error=str(error), in_s=seconds)
+                pause(seconds, attempt, stop_on_cancel=stop_on_cancel)
+                seconds = min(LONGEST_PAUSE_S, seconds * 2)
+
+    def later(self, call: Callable[[], object]) -> None:
+        """Make a call whose answer nobody waits for."""
+        self._threads.submit(call)
+
+    def _round(
+        self,
+        calls: Mapping[str, Callable[[], T]],
+        done: dict[str, T],
+        end: float,
+        attempt: Attempt,
+        stop_on_cancel: bool,
+    ) -> ServiceError | None:
+        """One try of each call; the error of one that may be tried again, after all have ended."""
+        futures = {name: self._threads.submit(call) for name, call in calls.items()}
+        failed: ServiceError | None = None
+        try:
+            for name, future in futures.items():
+                try:
+                    done[name] = self._answer(future, end, attempt, stop_on_cancel)
+                except ServiceError as error:
+                    if is_final(error):
+                        raise
+                    failed = error
+        finally:
+            for future in futures.values():
+                future.cancel()  # what has not begun
+        return failed
+
+    def _answer(self, future: "Future[T]", end: float, attempt: Attempt, stop_on_cancel: bool) -> T:
+        began = time.monotonic()
+        while True:
+            with suppress(StillRunning):
+                return future.result(timeout=WAIT_S)
+            check(attempt, stop_on_cancel=stop_on_cancel)
+            now = time.monotonic()
+            silent = StoreUnreachable(
+                f"the S3 server at {self.store.endpoint} has not answered for {now - began:.0f} s"
+            )
+            if now > end:
+                raise silent
+            if now > began + SILENT_S:
+                self._is_away(silent, attempt)
+
+    # Away and back
+
+    def _is_away(self, error: Exception, attempt: Attempt) -> None:
+        self._teller.progress(attempt.job, attempt.token, WAITING)
+        if not self.away:
+            log.warning("S3 is away, taking no jobs", action="store.away", error=str(error))
+        self.away = True
+        self._changed()
+
+    def _is_back(self, attempt: Attempt | None = None, stage: str = "") -> None:
+        if attempt is not None and attempt.stage == WAITING:
+            self._teller.progress(attempt.job, attempt.token, stage)
+        if self.away:
+            log.info("S3 is back", action="store.back")
+        self.away = False
+        self._changed()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        with self._lock:
+            self._trying += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._trying -= 1
+
+    def _hold(self, size: int) -> None:
+        with self._lock:
+            self._held += size
+        self._changed()
+
+    def _probe(self) -> None:
+        while not self._stopping.wait(PROBE_S):
+            if not self.away or self._trying:
+                continue
+            with suppress(ServiceError):
+                self.store.ping()
+                self._is_back()
