@@ -9,7 +9,7 @@
 The command line is made of these calls. All of them raise the typed errors of `overpaint_shared.errors`.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -46,6 +46,8 @@ class Farm:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.ledger = Ledger.connect(settings.redis_url, settings.ledger())
+        self.on_wait: Callable[[str], None] | None = None
+        """Told in words while S3 does not answer; set it before the store is first used."""
 
     @classmethod
     def connect(cls, settings: Settings | None = None) -> "Farm":
@@ -74,7 +76,9 @@ class Farm:
         """Where pictures are kept."""
         from overpaint_shared.store import Store  # boto3 takes a while to import; most commands never need it
 
-        return Store(self.settings.store())
+        store = Store(self.settings.store())
+        store.on_wait = self.on_wait
+        return store
 
     @cached_property
     def app(self) -> "Celery":

@@ -8,7 +8,7 @@ import hashlib
 import threading
 import warnings
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -130,18 +130,21 @@ class Uploader:
         self._doubted: set[str] = set()
         self._now = 0.0
         self._room = threading.BoundedSemaphore(2 * SENDERS)  # pictures in memory at a time
-        self._sending: list[Future[str]] = []
+        self._sending: list[Future[None]] = []
+        self._failed: Exception | None = None
 
     def __enter__(self) -> Self:
+        self._failed = None
         self._pool = ThreadPoolExecutor(SENDERS, thread_name_prefix="upload")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
         sending, self._sending = self._sending, []
         if kind is None:
-            for each in sending:
-                each.result()
+            wait(sending, return_when=FIRST_EXCEPTION)
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None or self._failed is not None)
+        if kind is None and self._failed is not None:
+            raise self._failed
 
     def begin(self, now: float) -> None:
         """What is looked for or sent from here on was seen after `now`, a time of Redis."""
@@ -176,6 +179,8 @@ class Uploader:
             remembered_s = 0.0 if each.reference in self._doubted else self._store.remembers_s
             self._stored[each.reference] = self._now - remembered_s
             self._room.acquire()
+            if self._failed is not None:  # of hundreds of pictures each would wait for a server that is away
+                raise self._failed
             self._sending.append(self._pool.submit(self._send, each.data))
 
     def _one(self, name: str, folder: Path, field: str) -> "Seen":
@@ -197,9 +202,13 @@ class Uploader:
             self._known[key] = Seen(reference, picture.size, picture.header, len(picture.data))
         return Seen(reference, picture.size, picture.header, len(picture.data), picture.data)
 
-    def _send(self, data: bytes) -> str:
+    def _send(self, data: bytes) -> None:
         try:
-            return self._store.put_input(self._owner, data)
+            if self._failed is None:
+                self._store.put_input(self._owner, data)
+        except Exception as error:
+            self._failed = self._failed or error
+            raise
         finally:
             self._room.release()
 

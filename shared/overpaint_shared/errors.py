@@ -20,6 +20,7 @@ OverpaintError
 │   ├── LedgerDamaged              a key of the ledger holds something else
 │   └── StoreError
 │       ├── StoreUnreachable
+│       │   └── StoreFailing       it answers, and says that it failed
 │       ├── StoreDenied            wrong key, or no permission
 │       ├── StoreNoBucket
 │       ├── StoreFull
@@ -303,6 +304,12 @@ class StoreUnreachable(StoreError):
     """The S3 store does not answer."""
 
     code = "store_unreachable"
+
+
+class StoreFailing(StoreUnreachable):
+    """The S3 store answers that it failed: its disk is full, or it is not ready, or it has too much to do."""
+
+    code = "store_failing"
 
 
 class StoreDenied(StoreError):

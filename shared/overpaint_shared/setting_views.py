@@ -70,6 +70,7 @@ class StoreSettings:
     region: str = "us-east-1"
     checksums: Checksums = "when_required"
     read_buckets: tuple[str, ...] = ()
+    timeout_s: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,6 +97,12 @@ class Settings(BaseModel):
         StoreSettings.checksums,
         description="When to send the newer S3 checksums; `when_required` suits servers other than Amazon's.",
     )
+    s3_timeout_s: float = Field(
+        StoreSettings.timeout_s,
+        ge=6,
+        le=3600,
+        description="Seconds for which a call to an S3 server that does not answer is tried.",
+    )
     s3_read_buckets: Annotated[tuple[Bucket, ...], BeforeValidator(_split)] = Field(
         StoreSettings.read_buckets,
         description="Buckets that `s3://bucket/key` pictures may name; with commas in the environment.",

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 MAX_LINK_S = 604_800  # the longest a version 4 signature may live
+TRIES = 3  # of one request, within `timeout_s` together
+CONNECT_S = 3.0
+SILENT_S = 3.0  # after which a call is told as waiting, and how often
+TELL_AGAIN_S = 10.0
 READS = 3  # whole reads of one object; botocore retries a request, but not a body cut in the middle
 CHUNK_BYTES = 1 << 20
 CHANGED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404")
@@ -82,6 +87,9 @@ class Store:
 
     def __init__(self, settings: StoreSettings) -> None:
         self.settings = settings
+        self.on_wait: Callable[[str], None] | None = None
+        """Told in words, from a thread of its own, while the server does not answer."""
+        self._told_at = 0.0
         self._known: dict[str, datetime] = {}
         self._known_lock = threading.Lock()
 
@@ -360,7 +368,7 @@ class Store:
     # Reading
 
     def _read(self, action: str, bucket: str, key: str, max_bytes: int) -> bytes:
-        with explained(action, bucket=bucket, endpoint=self.endpoint, key=key):
+        with self._explained(action, key, bucket):
             for _ in range(READS - 1):
                 answer = self._s3.get_object(Bucket=bucket, Key=key)
                 try:
@@ -383,17 +391,46 @@ class Store:
         with self._explained("delete an object", key):
             self._s3.delete_object(Bucket=self.settings.bucket, Key=key)
 
-    def _explained(self, action: str, key: str | None = None) -> AbstractContextManager[None]:
-        return explained(action, bucket=self.settings.bucket, endpoint=self.endpoint, key=key)
+    @contextmanager
+    def _explained(self, action: str, key: str | None = None, bucket: str | None = None) -> Iterator[None]:
+        bucket = bucket or self.settings.bucket
+        with self._watched(), explained(action, bucket=bucket, endpoint=self.endpoint, key=key):
+            yield
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Tell `on_wait` while the block takes longer than a server that answers ever does."""
+        if self.on_wait is None:
+            yield
+            return
+        ended = threading.Event()
+        threading.Thread(target=self._tell, args=(ended,), daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    def _tell(self, ended: threading.Event) -> None:
+        began = time.monotonic()
+        while not ended.wait(SILENT_S if self._told_at < began else TELL_AGAIN_S):
+            now = time.monotonic()
+            if self.on_wait is None or now - self._told_at < SILENT_S:  # of many calls one is told
+                continue
+            self._told_at = now
+            self.on_wait(
+                f"the S3 server at {self.endpoint} has not answered for {now - began:.0f} s; "
+                f"it is tried again, for {self.settings.timeout_s:g} s at most"
+            )
 
 
 @lru_cache(maxsize=8)
 def _client(settings: StoreSettings) -> S3Client:
     config = Config(
         signature_version="s3v4",
-        retries={"mode": "standard", "max_attempts": 5},
-        connect_timeout=3,
-        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": TRIES},
+        connect_timeout=min(CONNECT_S, settings.timeout_s / TRIES),
+        # What a server takes to begin its answer, or the next part of it.
+        read_timeout=max(1.0, settings.timeout_s / TRIES - 1.0),
         max_pool_connections=32,
         request_checksum_calculation=settings.checksums,
         response_checksum_validation=settings.checksums,

@@ -1,6 +1,7 @@
 """What boto3 raises, said as the errors of this project: each names the object, the cause and the mend.
 
-no answer, time-out, 5xx        StoreUnreachable      wrong key, clock, no permission   StoreDenied
+no answer, time-out             StoreUnreachable      wrong key, clock, no permission   StoreDenied
+it says that it failed, 5xx     StoreFailing
 no such bucket                  StoreNoBucket         disk or quota full                StoreFull
 no such object                  StoreMissing          anything else                     StoreError
 """
@@ -15,6 +16,7 @@ from overpaint_shared.errors import (
     OverpaintError,
     StoreDenied,
     StoreError,
+    StoreFailing,
     StoreFull,
     StoreMissing,
     StoreNoBucket,
@@ -126,8 +128,14 @@ def _from_answer(
             value=endpoint,
             fix="free space on its disk or raise the quota; `overpaint gc` removes what no job needs",
         )
-    if status >= 500:
-        return _unreachable(action, endpoint, f"status {status}: {said or code}")
+    if status >= 500 or status == 429:
+        why = f"status {status} {code}: {said}"
+        return StoreFailing(
+            f"cannot {action}: the S3 server at {endpoint} answers that it failed ({why})",
+            field="s3_endpoint_url",
+            value=endpoint,
+            fix="see its log; its disk may be full (docs/operate.md)",
+        )
     return _refused(error, action, bucket, endpoint)
 
 

@@ -55,6 +55,7 @@ class Context:
     def farm(self) -> Iterator["Farm"]:
         """The farm, connected."""
         with _connected(self.settings()) as farm:
+            farm.on_wait = lambda text: say(f"overpaint: {text}")
             yield farm
 
 
