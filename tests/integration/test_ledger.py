@@ -10,6 +10,7 @@ from overpaint_shared.errors import (
     EngineDied,
     OverpaintError,
     UnknownJob,
+    WorkerFault,
 )
 from overpaint_shared.ledger import (
     Beat,
@@ -279,6 +280,29 @@ def test_a_job_that_crashes_too_often_is_dead_and_says_what_happened(books: Ledg
     assert "name-of-w1" in str(error)
     assert "signal 11" in str(error)
     assert books.claim("a", "w1").verdict == "dead"
+
+
+def test_a_worker_that_itself_fails_at_a_job_is_told_as_that_and_not_as_a_dead_engine(books: Ledger):
+    books.submit([job("a")])
+    for _ in range(4):
+        claim = books.claim("a", "w1")
+        released = books.release("a", claim.token, ReleaseReason.FAULT, "ValueError: a defect")
+    assert released.state is JobState.DEAD
+    record = books.job("a")
+    assert record is not None
+    assert record.error is not None
+    assert record.crashes == 0
+    error = OverpaintError.from_json(record.error)
+    assert isinstance(error, WorkerFault)
+    assert "ValueError: a defect" in str(error)
+    assert books.replay("a")
+    books.release("a", books.claim("a", "w1").token, ReleaseReason.FAULT)
+    assert books.claim("a", "w1").verdict == "ok", "its faults are counted anew"
+
+
+def test_a_job_id_that_no_stored_file_could_have_is_refused():
+    with pytest.raises(ValueError, match="job id"):
+        job("-a")
 
 
 def test_a_dead_job_is_replayed_with_its_counts_reset(books: Ledger, redis_url: str):

@@ -8,8 +8,7 @@ of them at most. While S3 is away, or more bytes wait to be written than may, th
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as StillRunning
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import Final, Protocol, TypeVar
 
@@ -159,19 +158,22 @@ class Storage:
         return failed
 
     def _answer(self, future: "Future[T]", end: float, attempt: Attempt, stop_on_cancel: bool) -> T:
-        began = time.monotonic()
+        began, told = time.monotonic(), False
         while True:
-            with suppress(StillRunning):
-                return future.result(timeout=WAIT_S)
+            wait([future], WAIT_S)
+            if future.done():
+                return future.result()
             check(attempt, stop_on_cancel=stop_on_cancel)
             now = time.monotonic()
+            if now < min(end, began + SILENT_S) or (told and now < end):
+                continue
             silent = StoreUnreachable(
                 f"the S3 server at {self.store.endpoint} has not answered for {now - began:.0f} s"
             )
-            if now > end:
+            if now >= end:
                 raise silent
-            if now > began + SILENT_S:
-                self._is_away(silent, attempt)
+            self._is_away(silent, attempt)
+            told = True
 
     # Away and back
 
