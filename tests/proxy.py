@@ -23,7 +23,7 @@ RESET: Final = "reset"
 CUT: Final = "cut"
 """Sends half of the answer and ends the connection."""
 SLOW: Final = "slow"
-"""Sends the answer byte by byte, ten a second."""
+"""Sends the answer byte by byte, some sixty a second."""
 Behaviour = str | int
 """One of these, or a status to answer with: 500, 503, 507."""
 
@@ -109,7 +109,7 @@ class S3Proxy:
             return
         for at in range(len(answer)):
             client.sendall(answer[at : at + 1])
-            threading.Event().wait(0.1)
+            threading.Event().wait(0.015)
 
 
 def _request(client: socket.socket) -> tuple[bytes, bytes]:

@@ -450,10 +450,14 @@ def _client(settings: StoreSettings) -> S3Client:
 
 
 def _body(answer: Any, key: str, max_bytes: int) -> bytes:
+    length = answer.get("ContentLength", -1)
     with answer["Body"] as body:
-        if answer["ContentLength"] > max_bytes:
-            raise _too_large(key, answer["ContentLength"], max_bytes)
-        return _capped(body.read, key, max_bytes)
+        if length > max_bytes:
+            raise _too_large(key, length, max_bytes)
+        data = _capped(body.read, key, max_bytes)
+    if len(data) != length:  # the head of the answer was cut off, too, so nobody else has noticed
+        raise boto.IncompleteReadError(actual_bytes=len(data), expected_bytes=length)
+    return data
 
 
 def _capped(read: Callable[[int], bytes], key: str, max_bytes: int) -> bytes:
