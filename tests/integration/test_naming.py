@@ -139,9 +139,3 @@ def test_a_cancel_of_a_job_that_is_committed_comes_too_late(farm: TestFarm) -> N
     record = farm.job(picture.job)
     assert farm.ledger.finish(picture.job, record.token, Done(record.result or {})).accepted
     assert farm.job(picture.job).state is DONE
-
-
-def test_a_name_in_the_place_of_a_folder_is_no_trouble(farm: TestFarm) -> None:
-    farm.start().ready()
-    ids = farm.submit(*[farm.spec() | {"output": {"key": key}} for key in ("a/b.png", "a/b.png/c.png")])
-    assert farm.all_ended(ids) == {DONE: 2}
