@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from overpaint_worker import protocol
+from overpaint_worker.parent import end_with_parent
 
 ACTIONS = ("kill", "stop", "decode", "fail", "unable", "oom")
 """`stop` hangs in a step, `decode` in a decoder beside the loop, which goes on."""
@@ -260,6 +261,7 @@ def names(registry: Path) -> Iterable[str]:
 
 
 def main() -> None:
+    end_with_parent(signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     parser = argparse.ArgumentParser()

@@ -105,13 +105,24 @@ def test_pictures_are_rendered_kept_warm_cancelled_and_recovered(
     assert uuid.UUID(announced.id).version == 4
 
 
-def test_a_killed_worker_with_the_real_engine_loses_no_job(
+def running(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_killed_worker_with_the_real_engine_loses_no_job_and_leaves_no_engine_that_hangs(
     farm: TestFarm, tiny_registry: Path, spec: dict[str, Any]
 ) -> None:
     doomed = ready(farm.start(registry=tiny_registry))
     ids = farm.submit(*[with_seed(spec, seed) for seed in range(24)])
     wait_until(lambda: farm.commits().total() >= 4, within_s=120)
-    doomed.kill_group()
+    os.kill(doomed.engine_pid, signal.SIGSTOP)  # it cannot see the end of its pipe
+    os.kill(doomed.popen.pid, signal.SIGKILL)
+    doomed.wait()
+    wait_until(lambda: not running(doomed.engine_pid), what="the engine has ended")
     ready(farm.start(registry=tiny_registry))
     assert farm.all_ended(ids, within_s=180) == {JobState.DONE: 24}
     assert set(farm.commits().values()) == {1}

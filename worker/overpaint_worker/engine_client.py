@@ -3,7 +3,8 @@
 One thread, the keeper, starts the process, or lets the spare take its place, and reads from it. Another
 writes, so that no caller ever waits for a full pipe. A third kills an engine that misses a deadline, and
 tends the spare. Those who want a job rendered wait on a future. An engine ends with its worker because its
-pipe does.
+pipe does, and the kernel ends one that hangs: with the *thread* that started it. So both threads live as long
+as the worker.
 """
 
 import threading

@@ -4,7 +4,6 @@ A worker that fails is started again, with a growing pause. A worker ends with i
 ends.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -20,6 +19,7 @@ import structlog
 
 from overpaint_shared.restart import Restart
 from overpaint_worker.options import CPU
+from overpaint_worker.parent import end_with_parent
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 TICK_S = 0.1
@@ -27,7 +27,6 @@ DEVICES_TIMEOUT_S = 120
 NOT_RESTARTED = (0, 2)
 """Stopped as asked, or a wrong option or setting, which no restart mends."""
 
-_PR_SET_PDEATHSIG = 1
 _COUNT = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 
 log = structlog.get_logger(__name__)
@@ -159,11 +158,8 @@ class Supervisor:
         self._signals.append(number)
 
 
-_libc = ctypes.CDLL(None)
-
-
 def _end_with(parent: int) -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)
     if os.getppid() != parent:  # it ended before we asked
         os._exit(0)
 

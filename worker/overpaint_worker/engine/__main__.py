@@ -3,7 +3,7 @@
 Three kinds of threads: the main one is the device's and runs the conductor; a reader takes messages off the
 pipe; a writer puts them on, so that the device never waits for a full pipe. The worker decides when it ends:
 signals that a terminal or service manager sends to the whole group are ignored, and the end of the pipe ends
-the process at once.
+the process at once. If it hangs and cannot read, the kernel ends it with its worker.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from overpaint_shared.errors import OverpaintError
 from overpaint_worker import protocol as p
 from overpaint_worker.engine.options import EngineOptions, parse
 from overpaint_worker.logs import configure
+from overpaint_worker.parent import end_with_parent
 
 if TYPE_CHECKING:
     from overpaint_worker.engine.conductor import Conductor
@@ -162,6 +163,7 @@ def serve(options: EngineOptions) -> int:
 
 def main() -> None:
     """The process's whole life."""
+    end_with_parent(signal.SIGKILL)
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(ignored, signal.SIG_IGN)
     options = parse()
