@@ -5,6 +5,7 @@ A message is a wake-up. Everything that matters is in the ledger; losing or doub
 
 import base64
 import json
+import ssl
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -83,6 +84,8 @@ def make_app(redis_url: str, models: Sequence[str] = ()) -> Celery:
         task_publish_retry=True,
         broker_transport_options=_transport_options(),
     )
+    if redis_url.startswith("rediss:"):  # kombu's default is to accept any certificate; options of the URL win
+        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
     if models:
         app.conf.task_default_queue = queue_name(models[0])
     return app

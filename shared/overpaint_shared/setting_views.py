@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import GetCoreSchemaHandler, SecretStr
 from pydantic_core import CoreSchema
@@ -21,9 +22,15 @@ class RedisUrl(str):
     @classmethod
     def parse(cls, url: str) -> Self:
         """The URL, if it is one that redis-py and Celery both take; else pydantic's error in our words."""
+        allowed = "redis://HOST:PORT/DB, redis://USER:PASSWORD@HOST:PORT/DB, or rediss://..."
         if not re.fullmatch(r"rediss?://\S+", url) or re.search(r"[?&](username|password)=", url):
-            allowed = "redis://HOST:PORT/DB, redis://USER:PASSWORD@HOST:PORT/DB, or rediss://..."
             raise value_error("is not a Redis URL that Celery takes", allowed=allowed)
+        if not _is_whole(url):
+            if "@" in url:
+                allowed += "; in a password write / as %2F, ? as %3F, # as %23, [ as %5B, ] as %5D, % as %25"
+            raise value_error(
+                "is not a Redis URL: its host, port or database cannot be read", allowed=allowed
+            )
         return cls(url)
 
     @classmethod
@@ -38,6 +45,17 @@ class RedisUrl(str):
 
     def __repr__(self) -> str:
         return repr(self.shown)
+
+
+def _is_whole(url: str) -> bool:
+    """Whether all parts of a Redis URL can be told apart; a password with `/`, `?` or `#` hides the host."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:  # a port that is no number, or brackets
+        return False
+    rest = parts.path + parts.query + parts.fragment
+    return bool(host and re.fullmatch(r"/?[0-9]*", parts.path) and "@" not in rest and not parts.fragment)
 
 
 @dataclass(frozen=True, kw_only=True)

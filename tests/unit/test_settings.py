@@ -3,12 +3,15 @@
 import dataclasses
 import logging
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+import redis
 from pydantic import SecretStr, ValidationError
 
 from overpaint_producer.local_folder import write_config
 from overpaint_shared.errors import SettingsError
+from overpaint_shared.queues import make_app
 from overpaint_shared.settings import (
     LedgerSettings,
     Limits,
@@ -187,6 +190,29 @@ def test_secrets_are_in_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 )
 def test_a_redis_url_hides_its_password_alone(url: str, shown: str) -> None:
     assert RedisUrl(url).shown == shown
+
+
+@pytest.mark.parametrize("sign", ["/", "?", "#", "[", "]"])
+def test_a_password_that_hides_the_host_is_refused_with_how_to_write_it(sign: str) -> None:
+    told = str(wrong(redis_url=f"redis://farm:hun{sign}ter2@10.0.0.1:6379/0"))
+    assert "in a password write" in told
+    assert "ter2" not in told
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h:99999/0", "redis://h/x", "redis://farm:pw@", "redis://h:port/0", "redis://h/0#x"]
+)
+def test_a_redis_url_with_a_part_that_cannot_be_read_is_refused(url: str) -> None:
+    assert "cannot be read" in str(wrong(redis_url=url))
+
+
+@pytest.mark.parametrize("password", ["a/b", "a#b?c", "a@b:c", "50%", "%2F", "[x]", "a b"])
+def test_any_password_that_is_written_as_a_url_wants_it_reaches_redis_and_celery(password: str) -> None:
+    url = Settings.load(redis_url=f"redis://farm:{quote(password, safe='')}@10.0.0.1:6379/0").redis_url
+    assert redis.Redis.from_url(url).connection_pool.connection_kwargs["password"] == password
+    with make_app(url).connection() as connection:
+        assert connection.password == password
+    assert quote(password, safe="") not in url.shown
 
 
 @pytest.mark.parametrize(
