@@ -37,7 +37,8 @@ data=$(ask "$@" CONFIG GET dir | tail -n 1)
 [ -w "$data" ] || fail "the server's data folder '$data' cannot be written here; run this on its host, as its user"
 known=$data/passwords
 users=$(ask "$@" ACL LIST)
-now=$(echo "$users" | grep "^user $role " | grep -o '#[0-9a-f]\{64\}' | tr -d '#') || fail "the server has no user '$role'"
+now=$(echo "$users" | grep "^user $role " | grep -o '#[0-9a-f]\{64\}' | tr -d '#' || true)
+[ -n "$now" ] || fail "the server has no user '$role'"
 
 case $action in
     add)

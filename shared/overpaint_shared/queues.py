@@ -84,7 +84,7 @@ def make_app(redis_url: str, models: Sequence[str] = ()) -> Celery:
         task_publish_retry=True,
         broker_transport_options=_transport_options(),
     )
-    if redis_url.startswith("rediss:"):  # kombu's default is to accept any certificate; options of the URL win
+    if redis_url.startswith("rediss:"):  # kombu would accept any certificate; the URL's options win
         app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
     if models:
         app.conf.task_default_queue = queue_name(models[0])
