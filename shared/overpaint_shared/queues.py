@@ -14,6 +14,7 @@ from typing import Any, Final
 from celery import Celery
 from kombu import Exchange, Queue
 from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]
+from kombu.utils.url import parse_url
 from redis.exceptions import RedisError, ResponseError
 
 from overpaint_shared.ledger.faults import typed, unreachable
@@ -84,11 +85,17 @@ def make_app(redis_url: str, models: Sequence[str] = ()) -> Celery:
         task_publish_retry=True,
         broker_transport_options=_transport_options(),
     )
-    if redis_url.startswith("rediss:"):  # kombu would accept any certificate; the URL's options win
-        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    if redis_url.startswith("rediss:"):
+        app.conf.broker_use_ssl = _tls(redis_url)
     if models:
         app.conf.task_default_queue = queue_name(models[0])
     return app
+
+
+def _tls(redis_url: str) -> dict[str, Any]:
+    """TLS options of a URL, also for Flower, which reads none there. By default kombu verifies nothing."""
+    named: dict[str, Any] = parse_url(str(redis_url)).get("ssl", {})
+    return {"ssl_cert_reqs": ssl.CERT_REQUIRED} | named
 
 
 def _queue(model: str) -> Queue:

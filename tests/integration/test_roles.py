@@ -1,8 +1,10 @@
 """The roles of Redis, tried from outside on the shipped server: what each must not do, and what it must."""
 
 import json
+import socket
 from base64 import b64encode
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -318,6 +320,34 @@ def test_a_producer_cannot_take_more_than_its_part_of_the_servers_memory(shipped
         with pytest.raises((redis.ConnectionError, ResponseError)):
             producer.lpush("m.tiny", "x" * (100 << 20))
         assert operator.exists("op:spec:big", "m.tiny") == 0
+
+
+@pytest.mark.parametrize("word", ["", "nan", "inf", "-1", "1e308", "9" * 400, "[" * 5000, "j"])
+@pytest.mark.parametrize("name", scripts.PRODUCERS)
+def test_a_producers_script_ends_soon_whatever_it_is_given(shipped: Shipped, name: str, word: str) -> None:
+    books(shipped, "worker").reap()
+    books(shipped, "producer").submit([submission() for _ in range(20)])
+    with shipped.redis.client("producer", socket_timeout=3) as stranger, suppress(ResponseError):
+        stranger.evalsha(scripts.sha(name), 0, *[word] * 20)
+    assert books(shipped, "producer").submit([submission()])[0].created
+
+
+def test_answers_that_nobody_reads_do_not_fill_the_server(shipped: Shipped) -> None:
+    with shipped.redis.client("producer") as producer, shipped.redis.client() as operator:
+        producer.set("op:spec:big", "x" * (7 << 20))
+        operator.config_resetstat()
+        with socket.create_connection(("127.0.0.1", shipped.redis.port)) as raw:
+            raw.settimeout(30)
+            raw.sendall(f"AUTH producer {shipped.redis.password('producer')}\r\n".encode())
+            raw.sendall(b"GET op:spec:big\r\n" * 200)
+            wait_until(lambda: len(producers(operator)) == 1, what="the greedy client is disconnected")
+        assert operator.info("memory")["used_memory_peak"] < 400 << 20
+        assert producer.ping()
+
+
+def producers(client: "redis.Redis") -> list[Any]:
+    """The connections of producers."""
+    return [one for one in client.client_list() if one["user"] == "producer"]
 
 
 def test_settings_name_each_role(shipped: Shipped) -> None:
