@@ -200,7 +200,7 @@ class Farm:
         record, workers = self.job(job_id).status(), self.workers()
         queue = {queue.model: queue for queue in self.queues()}.get(record.model)
         running = self.ledger.records({job for worker in workers for job in worker.jobs})
-        return explain(record, self.ledger.place(record), queue, workers, running)
+        return explain(record, self.ledger.place(record), queue, workers, running, now=self.ledger.now())
 
     def catalogue(self) -> "Catalogue":
         """What the live workers can render together."""

@@ -18,6 +18,7 @@ from overpaint_shared.job import JobSpec, parse_job
 from overpaint_shared.ledger import (
     InputsGone,
     Ledger,
+    QuotaExceeded,
     Submission,
     SubmitConflict,
     Submitted,
@@ -37,6 +38,9 @@ CHUNK = 250
 """Jobs that are recorded and published together."""
 LOOK_AGAIN_S = (0.02, 0.1, 0.3, 1.0, 3.0, 5.0)
 """Waits before looking again for pictures that `overpaint gc` may just delete, which takes milliseconds."""
+QUOTA_PATIENCE_S = 60.0
+"""How long a submit waits for the owner's rate to allow another job."""
+SHORTEST_WAIT_S = 0.5
 SEED_BITS = 32
 """Of a seed only the low 32 bits choose the noise, so more would only make two names for one picture."""
 
@@ -100,6 +104,7 @@ class Submitter:
         self._app = app
         self._limits = limits
         self._owner = owner
+        self._slowed = False
         self._uploader = Uploader(store, limits, owner)
 
     def submit(self, drafts: Iterable[Draft], options: Options, *, many: bool) -> Iterator[Queued]:
@@ -185,17 +190,56 @@ class Submitter:
             title=title(spec, source.size),
             features=needed(spec, catalogue),
             digest=digest,
+            deadline_s=spec.deadline_s,
             checked=checked,
         )
 
     def _record(self, ready: Sequence[Submission]) -> list[Submitted]:
-        try:
-            answers = self._ledger.submit(ready)
-        except (SubmitConflict, InputsGone) as error:  # the others of this chunk are recorded
-            wake(self._app, [wakeup for each in error.submitted for wakeup in each.wakeups])
-            raise
-        wake(self._app, [wakeup for each in answers for wakeup in each.wakeups])
-        return answers
+        """Record jobs, and wait where the owner submits faster than is allowed, as long as some get on."""
+        answers: dict[str, Submitted] = {}
+        todo, end = list(ready), time.monotonic() + QUOTA_PATIENCE_S
+        while True:
+            refused: Collection[str] = ()
+            try:
+                done: Sequence[Submitted] = self._ledger.submit(todo)
+            except (SubmitConflict, InputsGone) as error:  # the others of this chunk are recorded
+                wake(self._app, [wakeup for each in error.submitted for wakeup in each.wakeups])
+                if isinstance(error, InputsGone):
+                    _keep(answers, todo, error.gone, error.submitted)
+                    error.submitted = tuple(answers[each.id] for each in ready if each.id in answers)
+                raise
+            except QuotaExceeded as error:
+                wake(self._app, [wakeup for each in error.submitted for wakeup in each.wakeups])
+                if error.submitted:
+                    end = time.monotonic() + QUOTA_PATIENCE_S
+                if not error.wait_s or time.monotonic() + error.wait_s > end:
+                    raise
+                _keep(answers, todo, error.refused, error.submitted)
+                refused = error.refused
+                self._slow_down(error)
+            else:
+                wake(self._app, [wakeup for each in done for wakeup in each.wakeups])
+                _keep(answers, todo, (), done)
+            todo = [each for each in todo if each.id in refused]
+            if not todo:
+                return [answers[each.id] for each in ready]
+
+    def _slow_down(self, error: QuotaExceeded) -> None:
+        if not self._slowed:
+            log.warning("submitting more slowly: %s", error.message, extra={"action": "submit.slowed"})
+        self._slowed = True
+        time.sleep(max(error.wait_s, SHORTEST_WAIT_S))
+
+
+def _keep(
+    answers: dict[str, Submitted],
+    asked: Sequence[Submission],
+    without: Collection[str],
+    done: Sequence[Submitted],
+) -> None:
+    """Note the answers of those that were asked, `without` left out, by the ids that they were asked with."""
+    ids = [each.id for each in asked if each.id not in without]
+    answers |= zip(ids, done, strict=True)
 
 
 def wake(app: "Celery", wakeups: Sequence[Wakeup]) -> None:

@@ -53,13 +53,17 @@ def explain(
     queue: QueueState | None,
     workers: Sequence[WorkerRecord],
     running: Mapping[str, JobRecord],
+    *,
+    now: float | None = None,
 ) -> Why:
-    """Why `record` waits. `running` holds the records of what the workers render, by id."""
+    """Why `record` waits. `running` holds the records of what the workers render; `now` is Redis' time."""
     verdicts = tuple(_verdict(record, worker, running) for worker in workers)
     if place is None:
         reason, text = _not_waiting(record)
         return Why(record.id, record.state, reason, text, record.model, None, None, None, verdicts)
     reason, text = _waiting(record, place, verdicts, [w for w in workers if record.model in w.serves])
+    if record.deadline is not None and now is not None:
+        text += f"; it fails in {clock(max(0.0, record.deadline - now))} unless it has ended"
     rate = queue.per_s if queue else None
     eta = (place.ahead + 1) / rate if rate and any(verdict.can for verdict in verdicts) else None
     return Why(

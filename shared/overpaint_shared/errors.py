@@ -10,6 +10,7 @@ OverpaintError
 │   └── UnsupportedError           this worker or version cannot render it (another one may)
 ├── SpecError             exit 2   the job spec is wrong; one `Problem` for each fault
 ├── TokenConflict         exit 2   a submit token that already stands for another spec
+├── LimitReached          exit 1   an owner has reached a limit of the farm; later it may go on
 ├── UnknownJob            exit 2   no record has this id
 ├── SettingsError         exit 2   a setting is wrong
 ├── DamagedRecord         exit 1   a job's record in Redis cannot be read
@@ -247,6 +248,12 @@ class TokenConflict(OverpaintError):
 
     code = "token_conflict"
     exit_code = EXIT_USAGE
+
+
+class LimitReached(OverpaintError):
+    """An owner has reached a limit of the farm; the same call may succeed later."""
+
+    code = "limit_reached"
 
 
 class UnknownJob(OverpaintError):

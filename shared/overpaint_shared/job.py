@@ -118,6 +118,13 @@ class JobSpec(Part):
     priority: int = Field(
         5, ge=0, le=9, description="0 (first) to 9, in four classes (0-2, 3-5, 6-8, 9); orders what waits."
     )
+    deadline_s: float | None = Field(
+        None,
+        ge=1,
+        le=2_592_000,
+        allow_inf_nan=False,
+        description="It fails unless it has ended so many seconds after the submit, 1 to 2592000; null: no end.",
+    )
     group: Line | None = Field(None, description="A name to filter jobs by, 1 to 256 characters; null: none.")
     labels: Mapping[Line, LabelValue] = Field(
         default_factory=dict,
@@ -132,8 +139,13 @@ class JobSpec(Part):
         return self
 
     def to_json(self) -> str:
-        """The canonical form: sorted keys, no spaces, every default written; `parse_job` gives it back."""
+        """The canonical form: sorted keys, no spaces, every default written; `parse_job` gives it back.
+
+        `deadline_s` is written only if it is set: older workers do not know it, and specs keep their digest.
+        """
         data = self.model_dump(mode="json", by_alias=True)
+        if self.deadline_s is None:
+            del data["deadline_s"]
         return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
     def image_refs(self) -> list[tuple[str, str]]:

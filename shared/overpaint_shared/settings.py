@@ -136,7 +136,10 @@ class Settings(BaseModel):
         LedgerSettings.max_crashes, ge=0, le=100, description="Engine crashes of a job before it is dead."
     )
     max_lost_hosts: int = Field(
-        LedgerSettings.max_lost_hosts, ge=0, le=100, description="Lost workers of a job before it is dead."
+        LedgerSettings.max_lost_hosts,
+        ge=0,
+        le=100,
+        description="Lost workers of a job within an hour before it is dead.",
     )
     keep_done_s: KeptSeconds = Field(
         LedgerSettings.keep_done_s, description="Seconds that the record of a done job is kept."

@@ -82,7 +82,18 @@ class Books:
 
     INDEXES = tuple(
         f"op:{name}"
-        for name in ("state:", "owner:", "group:", "queued:", "wait:", "sent:", "leases", "lanes", "expiry")
+        for name in (
+            "state:",
+            "owner:",
+            "group:",
+            "queued:",
+            "wait:",
+            "sent:",
+            "leases",
+            "lanes",
+            "expiry",
+            "deadlines",
+        )
     )
 
     def __init__(self, client: redis.Redis, *, odd: bool = False) -> None:
@@ -97,8 +108,16 @@ class Books:
             pipe.hgetall(key)
         for key in indexes:
             pipe.zrange(key, 0, -1, withscores=True)
+        uses = [key for key in keys if key.startswith("op:used:")]
+        for key in uses:
+            pipe.hgetall(key)
         pipe.hgetall("op:census")
         *rows, census = pipe.execute()
+        self.used = {
+            key.removeprefix("op:used:"): {name.decode(): int(value) for name, value in row.items()}
+            for key, row in zip(uses, rows[len(records) + len(indexes) :], strict=True)
+        }
+        rows = rows[: len(records) + len(indexes)]
         self._odd = odd
         self.census = {name.decode(): int(jobs) for name, jobs in census.items()}
         self.records = {
@@ -136,6 +155,14 @@ class Books:
         assert self._odd or self.census == Counter(
             f"{r['state']}|{r['model']}|{method(r)}" for r in records.values()
         )
+        used: dict[str, dict[str, int]] = defaultdict(lambda: {"queued": 0, "bytes": 0})
+        for job_id in queued:
+            used[records[job_id]["owner"]]["queued"] += 1
+            used[records[job_id]["owner"]]["bytes"] += int(records[job_id]["bytes"])
+        assert self._odd or self.used == used
+        timed = {job_id for job_id in queued if "deadline" in records[job_id]}
+        assert timed <= set(self.sets.get("op:deadlines", {}))
+        assert set(self.sets.get("op:deadlines", {})) <= queued | leased
         waiting, sent = self.where("op:wait:"), self.where("op:sent:")
         assert not set(waiting) & set(sent)
         assert waiting | sent == {job_id: [lanes[job_id]] for job_id in queued}

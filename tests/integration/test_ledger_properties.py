@@ -63,6 +63,7 @@ submissions = st.fixed_dictionaries(
         "priority": st.sampled_from([5, 5, 5, 0, 9]),
         "features": st.sampled_from([frozenset(), frozenset({"lora"}), frozenset({"vae"})]),
         "token": st.sampled_from([None, None, "t1", "t2"]),
+        "deadline_s": st.sampled_from([None, None, 3600.0]),
     }
 )
 

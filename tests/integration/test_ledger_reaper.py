@@ -465,7 +465,11 @@ def test_ended_records_are_swept_with_every_trace(redis_url: str, redis_client: 
     books.cancel("d")
     books.reap()
     assert books.jobs() == []
-    kept = {key.decode() for key in redis_client.scan_iter("op:*") if not key.startswith(b"op:pace:")}
+    kept = {
+        key.decode()
+        for key in redis_client.scan_iter("op:*")
+        if not key.startswith((b"op:pace:", b"op:rate:"))
+    }
     assert kept <= {"op:token", "op:moves", "op:scrub"}  # the farm's totals name no job
     (again,) = books.submit([job("e", token="a", spec_json="{}")])
     assert again.created

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "worker" / "overpaint_worker").rglob("*.py"))
 MADE = {
     "job.{name}": ("job.done", "job.failed", "job.cancelled"),
-    "reaper.{action}": ("reaper.expired", "reaper.stale", "reaper.unable"),
+    "reaper.{action}": ("reaper.expired", "reaper.stale", "reaper.unable", "reaper.late"),
     "ledger.{action}": ("ledger.odd", "ledger.mended"),
 }
 """Keys that the code puts together."""

@@ -18,6 +18,7 @@ from celery.worker.request import Request
 from structlog.contextvars import bound_contextvars
 
 from overpaint_shared.errors import (
+    DeadlineError,
     EngineError,
     JobError,
     OverpaintError,
@@ -345,6 +346,9 @@ class Renderer:
         self._room.publish(finished.wakeups)
         if finished.state is JobState.CANCELLED:  # somebody cancelled it while it failed
             outcome = Cancelled()
+        if finished.state is JobState.FAILED and isinstance(outcome, Cancelled):
+            late = DeadlineError("the job did not end by its deadline", field="deadline_s")
+            outcome = Failed(late.to_json())
         name = type(outcome).__name__.lower()
         self._ended(name if finished.accepted else "fenced")
         if finished.accepted:

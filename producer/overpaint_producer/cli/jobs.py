@@ -143,7 +143,13 @@ def _describe(record: "JobRecord") -> None:
     facts: list[tuple[object, ...]] = [(record.id, record.state), ("title", record.title)]
     if where := _where(record):
         facts.append(("at", where))
-    times = (("submitted", record.created), ("started", record.started), ("ended", record.ended))
+    deadline = None if record.ended else record.deadline
+    times = (
+        ("submitted", record.created),
+        ("started", record.started),
+        ("ended", record.ended),
+        ("deadline", deadline),
+    )
     facts += [(f"{name} (UTC)", _moment(at)) for name, at in times if at]
     if record.started:
         facts.append(("took", f"{(record.ended or time.time()) - record.started:.1f} s"))

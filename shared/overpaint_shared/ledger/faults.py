@@ -88,7 +88,7 @@ def _refused(error: ResponseError, text: str, where: str) -> OverpaintError | No
     if isinstance(error, ClusterError) or _CLUSTER.search(text):
         fix = "use one Redis primary, with replicas if you like"
         return _away("is a Redis Cluster, which is not supported", where, fix)
-    if "WRONGTYPE" in text:
+    if "WRONGTYPE" in text or "not an integer" in text:
         message = f"Redis at {where} holds something else at a key of the ledger: {text}"
         return LedgerDamaged(
             message,

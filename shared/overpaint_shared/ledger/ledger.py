@@ -19,7 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from overpaint_shared.errors import OverpaintError, UnknownJob
-from overpaint_shared.ledger import census, inputs, listing, roster, wire
+from overpaint_shared.ledger import census, inputs, listing, quotas, roster, wire
 from overpaint_shared.ledger.connections import tolerate_refused_pings
 from overpaint_shared.ledger.events import Events
 from overpaint_shared.ledger.faults import address, typed_errors
@@ -115,11 +115,14 @@ class Ledger:
         A token that stands for the same spec gives the job that is there. Those that stand for another spec
         raise one `SubmitConflict` (a `TokenConflict`) after everything else was submitted; its `submitted`
         holds the other answers. A job whose stored inputs may have been deleted since it was `checked` is not
-        submitted: `InputsGone` names it, and holds the other answers likewise.
+        submitted: `InputsGone` names it, and holds the other answers likewise. So does
+        `QuotaExceeded`, where a limit of the owner (jobs waiting, their bytes, submits a second) is reached.
         """
         done: list[Submitted] = []
         conflicts: list[Submission] = []
         gone: dict[str, frozenset[str]] = {}
+        refused: dict[str, Sequence[str]] = {}
+        owner = ""
         for chunk in wire.chunks(items, _PIPELINE):
             with typed_errors(self._where):
                 replies = self._scripts.run_many("submit", [self._submission(item) for item in chunk])
@@ -128,12 +131,16 @@ class Ledger:
                     conflicts.append(item)
                 elif reply[0] == "gone":
                     gone[item.id] = frozenset(reply[2])
+                elif reply[0] == "refused":
+                    refused[item.id], owner = reply[2], item.owner
                 else:
                     done.append(Submitted(reply[1], reply[0] == "created", wire.wakeups(reply[2])))
         if conflicts:
             raise wire.conflict(conflicts, done)
         if gone:
-            raise wire.gone(gone, done)
+            raise wire.gone(gone, done, refused)
+        if refused:
+            raise wire.exceeded(refused, owner, done)
         return done
 
     def _submission(self, item: Submission) -> list[object]:
@@ -378,6 +385,16 @@ class Ledger:
     def input_collector(self) -> inputs.InputCollector:
         """What a collector of garbage asks before it deletes an input."""
         return inputs.InputCollector(self._client, self._scripts, self._where)
+
+    def quota(self, owner: str) -> quotas.Quota:
+        """What an owner may have waiting and submit, and what is used of it."""
+        with typed_errors(self._where):
+            return quotas.quota(self._client, owner)
+
+    def set_limits(self, owner: str | None, limits: Mapping[str, int | None]) -> None:
+        """Set limits of an owner (None: for all), by the names of `Quota`; 0: no limit, None: take it back."""
+        with typed_errors(self._where):
+            quotas.set_limits(self._client, owner, limits)
 
     def events(self, owner: str, ids: Collection[str] | None = None) -> Events:
         """The live events of an owner's jobs, or of some: `with ledger.events("me") as events: ...`."""

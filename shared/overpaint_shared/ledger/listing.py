@@ -187,6 +187,7 @@ def _record(job_id: str, fields: Fields, spec_json: str | None) -> JobRecord:
         error=json_object(fields.get("error")),
         fault=fields.get("fault"),
         excluded=_names(fields.get("excluded")),
+        deadline=_seconds(fields.get("deadline")),
         spec_json=spec_json,
     )
 

@@ -18,7 +18,7 @@ from overpaint_shared.setting_views import LedgerSettings
 _LANES: Final = 64  # lanes visited in one call, least recently visited first
 _JOBS: Final = 256  # jobs changed in one step of one call
 _LAP: Final = 0.8  # of a round: a lane that another reaper visited since then is left to it
-_PIECE: Final = 64  # entries of each index looked at in one call
+_PIECE: Final = 32  # entries of each index looked at in one call
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class _Findings:
     unnamed: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     unable: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
     mended: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
     wakeups: list[Wakeup] = field(default_factory=list)
@@ -75,7 +76,7 @@ class Reaper:
     def _round(self) -> Reaped:
         """Each step by itself: one that Redis refuses because of what it holds keeps none of the others."""
         found = _Findings()
-        for step in (self._expire, self._tend, self._scrub, self._fail_unable, self._sweep):
+        for step in (self._expire, self._late, self._tend, self._scrub, self._fail_unable, self._sweep):
             try:
                 step(found)
             except ResponseError as error:
@@ -87,6 +88,7 @@ class Reaper:
             unnamed=tuple(found.unnamed),
             stale=tuple(found.stale),
             unable=tuple(found.unable),
+            late=tuple(found.late),
             mended=tuple(found.mended),
             odd=tuple(found.odd),
             wakeups=tuple(found.wakeups),
@@ -104,6 +106,12 @@ class Reaper:
         )
         found.expired += expired
         found.unnamed += unnamed
+        found.take(due, odd)
+
+    def _late(self, found: "_Findings") -> None:
+        settings = self._settings
+        late, due, odd = self._scripts.run("late", settings.window, settings.keep_failed_s, _JOBS)
+        found.late += late
         found.take(due, odd)
 
     def _tend(self, found: "_Findings") -> None:

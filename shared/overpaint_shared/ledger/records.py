@@ -12,9 +12,10 @@ from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from overpaint_shared.errors import InputError, TokenConflict
+from overpaint_shared.errors import InputError, LimitReached, TokenConflict
 from overpaint_shared.ledger.states import JobState
 
+LONGEST_DEADLINE_S: Final = 2_592_000
 JOB_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _OWNER: Final = re.compile(r"[^\s\x00-\x1f]{1,128}")
@@ -56,7 +57,12 @@ class Submission:
     checked: float | None = None
     """A time of Redis (`Ledger.now`); all its stored inputs were seen or stored after it. None: not known."""
 
+    deadline_s: float | None = None
+    """The job fails if it has not ended so many seconds after it was submitted, or replayed."""
+
     def __post_init__(self) -> None:
+        if self.deadline_s is not None and not 0 < self.deadline_s <= LONGEST_DEADLINE_S:
+            raise ValueError(f"deadline_s {self.deadline_s!r} must be above 0, at most {LONGEST_DEADLINE_S}")
         _require(JOB_ID, "job id", self.id)
         _require(_NAME, "model", self.model)
         _require(_OWNER, "owner", self.owner)
@@ -90,6 +96,18 @@ class Submitted:
     created: bool
     """Whether this call made the record. False also when a lost connection made it call twice."""
     wakeups: tuple[Wakeup, ...]
+
+
+class QuotaExceeded(LimitReached):
+    """The owner has reached a limit, so some of the submissions were refused; the others were submitted."""
+
+    code = "quota_exceeded"
+    submitted: tuple[Submitted, ...] = ()
+    """The answers of those that were; their wake-ups are due."""
+    refused: frozenset[str] = frozenset()
+    """The ids of those that were not."""
+    wait_s: float = 0.0
+    """Seconds after which another submit is allowed; 0: when a job has left the queue."""
 
 
 class SubmitConflict(TokenConflict):
@@ -236,6 +254,8 @@ class Reaped:
     """Queued jobs whose message was lost."""
     unable: tuple[str, ...] = ()
     """Jobs that failed because no live worker can render them."""
+    late: tuple[str, ...] = ()
+    """Queued jobs that failed because their deadline passed."""
     mended: tuple[str, ...] = ()
     """Index entries that were missing, as `INDEX ID`."""
     odd: tuple[str, ...] = ()
@@ -285,6 +305,8 @@ class JobRecord:
     """What went wrong in the newest attempt that was given back, for people."""
     excluded: frozenset[str]
     """Workers that cannot render it."""
+    deadline: float | None = None
+    """When it fails unless it has ended."""
     spec_json: str | None = None
     """None in listings."""
 

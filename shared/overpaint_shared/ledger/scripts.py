@@ -1,6 +1,6 @@
 """The Lua scripts: read from their files, given the tables they share with Python, run by their SHA.
 
-Every script is the constants below, then `guard.lua` and `prelude.lua`, then its own file.
+Every script is the constants below, then `guard.lua` and `prelude.lua`, then its parts and its own file.
 """
 
 import json
@@ -41,6 +41,17 @@ CONFIRMED: Final = 0.4
 One that is being taken is in no list, until its job is claimed.
 """
 
+LOST_S: Final = 3600
+"""Lost workers count against a job for so long."""
+LOST_IN_ALL: Final = 4
+"""A job that lost this many times `max_lost_hosts` workers is dead, whatever else was lost meanwhile."""
+MAX_QUEUED: Final = 100_000
+MAX_SPEC_BYTES: Final = 256 * 2**20
+SUBMITS_PER_S: Final = 10_000
+"""What an owner may have waiting, and submit, where the operator has not said."""
+BURST_S: Final = 10
+"""Submits of so many seconds may come at once."""
+
 NAMES: Final = (
     "submit",
     "condemn",
@@ -57,6 +68,7 @@ NAMES: Final = (
     "unserved",
     "sweep",
     "scrub",
+    "late",
     "announce",
 )
 
@@ -71,6 +83,10 @@ WAIT_S: Final = 10.0
 WAIT_STEP_S: Final = 0.2
 
 T = TypeVar("T")
+
+
+PARTS: Final = {"submit": ("quota",)}
+"""What a script needs besides."""
 
 
 def _lua_string(text: str) -> str:
@@ -89,6 +105,9 @@ def _constants() -> str:
         f"local TERMINAL = {{{terminal}}}\n"
         f"local PRIORITY_CLASSES = {{{', '.join(map(str, PRIORITY_CLASSES))}}}\n"
         f"local CONDEMNED_S, REMEMBERED_S = {CONDEMNED_S}, {REMEMBERED_S}\n"
+        f"local LOST_S, LOST_IN_ALL = {LOST_S}, {LOST_IN_ALL}\n"
+        f"local MAX_QUEUED, MAX_SPEC_BYTES, SUBMITS_PER_S, BURST_S = "
+        f"{MAX_QUEUED}, {MAX_SPEC_BYTES}, {SUBMITS_PER_S}, {BURST_S}\n"
         f"local SLACK_S, CONFIRMED = {SLACK_S}, {CONFIRMED}\n"
         f"local PACE_SLICE_S, PACE_SLICES = {PACE_SLICE_S}, {PACE_SLICES}\n"
         f"local QUEUE_PREFIX = {_lua_string(QUEUE_PREFIX)}\n"
@@ -103,7 +122,10 @@ def source(name: str) -> str:
     return "\n".join(
         [
             _constants(),
-            *((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("guard", "prelude", name)),
+            *(
+                (folder / f"{part}.lua").read_text(encoding="utf-8")
+                for part in ("guard", "prelude", *PARTS.get(name, ()), name)
+            ),
         ]
     )
 

@@ -3,12 +3,13 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from overpaint_shared.ledger.inputs import named_in
 from overpaint_shared.ledger.records import (
     Claim,
     InputsGone,
+    QuotaExceeded,
     Submission,
     SubmitConflict,
     Submitted,
@@ -76,6 +77,7 @@ def submission(item: Submission, window: int) -> list[object]:
         dict(item.labels) if item.labels else None,
         ",".join(sorted(named_in(item.spec_json))),
         item.checked,
+        item.deadline_s,
     ]
 
 
@@ -112,8 +114,13 @@ def conflict(items: Sequence[Submission], done: Sequence[Submitted]) -> SubmitCo
     return error
 
 
-def gone(items: Mapping[str, frozenset[str]], done: Sequence[Submitted]) -> InputsGone:
-    """The error for jobs whose inputs may have been deleted. `items`: job id -> SHA-256 of those inputs."""
+def gone(
+    items: Mapping[str, frozenset[str]], done: Sequence[Submitted], refused: Collection[str] = ()
+) -> InputsGone:
+    """The error for jobs whose inputs may have been deleted. `items`: job id -> SHA-256 of those inputs.
+
+    `refused` are jobs for which a limit left no room; they have to be submitted again just as well.
+    """
     first = min(min(each) for each in items.values())
     error = InputsGone(
         f"the stored picture sha256:{first} is being deleted, or was deleted since it was looked for",
@@ -122,5 +129,27 @@ def gone(items: Mapping[str, frozenset[str]], done: Sequence[Submitted]) -> Inpu
         fix="look for the picture again, store it if it is not there, and submit again",
     )
     error.submitted = tuple(done)
-    error.gone = dict(items)
+    error.gone = dict.fromkeys(refused, frozenset[str]()) | dict(items)
     return error
+
+
+def exceeded(refused: Mapping[str, Sequence[str]], owner: str, done: Sequence[Submitted]) -> QuotaExceeded:
+    """The error for jobs that were not taken: job id -> what `submit.lua` says of the limit."""
+    limit, allowed, used, wait_s = list(refused.values())[-1]
+    error = QuotaExceeded(
+        _BROKEN[limit].format(owner=owner, allowed=int(float(allowed)), used=int(float(used))),
+        field=limit,
+        value=int(float(used)),
+        fix=_LATER[limit],
+    )
+    error.submitted, error.refused, error.wait_s = tuple(done), frozenset(refused), float(wait_s)
+    return error
+
+
+_BROKEN: Final = {
+    "max_queued": "owner {owner} has {used} jobs waiting, and may have {allowed}",
+    "max_spec_bytes": "the waiting jobs of owner {owner} take {used} bytes of {allowed}: no room for this",
+    "submits_per_s": "owner {owner} may submit {allowed} jobs a second",
+}
+_WAIT: Final = "try again when some of them have started, or ask the operator to raise it: overpaint quota"
+_LATER: Final = {"max_queued": _WAIT, "max_spec_bytes": _WAIT, "submits_per_s": "try again in a moment"}

@@ -64,7 +64,12 @@ class Reaper:
 
     def _reap(self) -> None:
         reaped = self._node.ledger.reap()
-        for action, jobs in (("expired", reaped.expired), ("stale", reaped.stale), ("unable", reaped.unable)):
+        for action, jobs in (
+            ("expired", reaped.expired),
+            ("stale", reaped.stale),
+            ("unable", reaped.unable),
+            ("late", reaped.late),
+        ):
             if jobs:
                 log.warning(f"jobs {action}", action=f"reaper.{action}", jobs=list(jobs))
         for action, entries in (("odd", reaped.odd), ("mended", reaped.mended)):

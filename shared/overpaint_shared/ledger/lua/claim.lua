@@ -18,6 +18,10 @@ end
 
 local function offers(list, name) return list == '' or string.find(list, ',' .. name .. ',', 1, true) end
 
+if is_late(job, at) then  -- the reaper is about to say so
+  miss_deadline(job, at, keep_s)
+  return {'skip'}
+end
 if not offers(models, job.model) then return {'skip'} end  -- a stray message; the job has one of its own
 local able = not string.find(',' .. (job.excluded or '') .. ',', ',' .. worker .. ',', 1, true)
 for feature in string.gmatch(job.features or '', '[^,]+') do able = able and offers(features, feature) end

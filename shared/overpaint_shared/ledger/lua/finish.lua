@@ -8,6 +8,8 @@ local job = load(id)
 if not job then return {0, '', out} end
 if job.token ~= token then return {0, job.state, out} end
 if job.state == 'cancelling' and to == 'failed' then to = 'cancelled' end
+-- The worker stops a job whose time is over as it stops one that is cancelled. A result that is complete is kept.
+if to == 'cancelled' and job.state ~= 'cancelling' and is_late(job, at) then to, fault = 'failed', late_error(job) end
 if not LEASED[job.state] then  -- accepted where it may be the same call again; a cancelled job's was a failure
   return {(job.state == to or (job.state == 'cancelled' and to == 'failed')) and 1 or 0, job.state, out}
 end

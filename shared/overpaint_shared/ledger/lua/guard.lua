@@ -25,16 +25,17 @@ local function put_aside(reason, item)
   return true
 end
 
--- Takes what is in a command's way out of it: a key of another type, a counter that is no number.
+-- Takes what is in a command's way out of it: a key of another type, a counter that is no number. Who may not delete it
+-- leaves it, and fails.
 local function clear(fault, command, key, field)
-  if string.find(fault, 'WRONGTYPE', 1, true) then
-    local text = redis.pcall('GET', key)
-    if put_aside(key .. ' is not of its type', type(text) == 'string' and text or '') then redis.call('DEL', key) end
-  elseif string.find(fault, 'not an integer', 1, true) or string.find(fault, 'would overflow', 1, true) then
-    local counter = command == 'HINCRBY' and key .. ' ' .. field or key
-    if not put_aside(counter .. ' is no counter', '') then return end
-    if command == 'HINCRBY' then redis.call('HDEL', key, field) else redis.call('DEL', key) end
-  end
+  local counter = string.find(fault, 'not an integer', 1, true) or string.find(fault, 'would overflow', 1, true)
+  if not counter and not string.find(fault, 'WRONGTYPE', 1, true) then return end
+  local text = redis.pcall('GET', key)
+  local hash = counter and command == 'HINCRBY'
+  local gone = hash and redis.pcall('HDEL', key, field) or not hash and redis.pcall('DEL', key)
+  if type(gone) == 'table' then return end
+  local what = counter and (hash and key .. ' ' .. field or key) .. ' is no counter' or key .. ' is not of its type'
+  put_aside(what, type(text) == 'string' and text or '')
 end
 
 -- redis.call, which first clears the way if it must. Any other error is raised by the second call as it is.

@@ -15,14 +15,20 @@
 --   op:condemned:<owner> zset SHA-256 of an input -> when its deletion ends or ended (inputs.py)
 --   op:missed         zset job -> since when the reaper does not find its message
 --   op:name:<owner> <key>  string `<created> <job>`, the job whose picture has this name
+--   op:deadlines      zset by deadline: jobs that have one, until it passes or they end
+--   op:lost           zset lost worker -> when it was missed
+--   op:limits         hash of limits per owner, for all; op:limits:<owner> for one. Only workers and operators write
+--   op:used:<owner>   hash queued, bytes: what the owner's queued jobs take of them (quota.lua)
+--   op:rate:<owner>   string, submits that are left and when that was so
 --   op:scrub          hash, how far the reaper has looked through the indexes
 --   op:quarantine     list of what was put aside, as JSON
 --   op:pace:leased:<model> zset by since when it runs; op:pace:since hash model -> from when on that is not told yet
 
 local FIELDS = {'state', 'owner', 'model', 'priority', 'class', 'title', 'created', 'since', 'group', 'submit_token',
   'digest', 'token', 'attempt', 'crashes', 'lost', 'worker', 'worker_name', 'claimed_by', 'excluded', 'unable_since',
-  'features', 'fault', 'odd', 'suspect', 'naming'}
-local TIMES, COUNTS = {'created', 'since', 'unable_since'}, {'attempt', 'crashes', 'lost'}
+  'features', 'fault', 'odd', 'suspect', 'naming', 'lost_at', 'bytes', 'deadline', 'deadline_s'}
+local TIMES, COUNTS = {'created', 'since'}, {'attempt', 'crashes', 'lost', 'bytes'}
+local OPTIONAL_TIMES = {'unable_since', 'deadline', 'deadline_s'}
 local LONGEST_FIELD, KEEP_ODD_S = 1048576, 604800
 local CLASSES = {}
 for _, class in ipairs(PRIORITY_CLASSES) do CLASSES[tostring(class)] = true end
@@ -56,7 +62,10 @@ local function oddity(job)
   if not CLASSES[job.class] then return 'its class is ' .. tostring(job.class) end
   if not string.match(job.priority or '', '^%d$') then return 'its priority is ' .. tostring(job.priority) end
   for _, name in ipairs(TIMES) do
-    if not is_time(job[name] or name == 'unable_since' and '0') then return 'its ' .. name .. ' is no time' end
+    if not is_time(job[name]) then return 'its ' .. name .. ' is no time' end
+  end
+  for _, name in ipairs(OPTIONAL_TIMES) do
+    if job[name] and not is_time(job[name]) then return 'its ' .. name .. ' is no time' end
   end
   for _, name in ipairs(COUNTS) do
     if job[name] and not is_count(job[name]) then return 'its ' .. name .. ' is no number' end
@@ -102,12 +111,29 @@ local function count_in(job, to)
   call('HINCRBY', 'op:moves', kind_of(to, job), 1)
 end
 
+-- What an owner's queued jobs take of the limits. A record from before there were limits is counted when it is queued next.
+local function count_use(job, to)
+  local sign = (to == 'queued' and 1 or 0) - (job.state == 'queued' and 1 or 0)
+  if sign == 0 or sign < 0 and not job.bytes then return end
+  if not job.bytes then
+    job.bytes = tostring(#(call('GET', 'op:spec:' .. job.id) or ''))
+    call('HSET', 'op:job:' .. job.id, 'bytes', job.bytes)
+  end
+  local used = 'op:used:' .. job.owner
+  if call('HINCRBY', used, 'queued', sign) <= 0 then return call('HDEL', used, 'queued', 'bytes') end
+  call('HINCRBY', used, 'bytes', sign * job.bytes)
+end
+
 -- Takes an id out of every index that its record leads to.
 local function unlink(job)
   local id = job.id
   for state in pairs(MOVES) do
-    if call('ZREM', 'op:state:' .. state, id) == 1 and state == job.state and job.model then count_out(job) end
+    if call('ZREM', 'op:state:' .. state, id) == 1 and state == job.state and job.model then
+      count_out(job)
+      if job.owner and is_count(job.bytes or '') then count_use(job, 'none') end
+    end
   end
+  call('ZREM', 'op:deadlines', id)
   call('ZREM', 'op:leases', id)
   call('ZREM', 'op:expiry', id)
   if job.owner then
@@ -219,6 +245,7 @@ local function move(job, to, at, keep_s)
   call('ZADD', 'op:state:' .. to, job.created, job.id)
   count_out(job)
   count_in(job, to)
+  count_use(job, to)
   if LEASED[job.state] ~= LEASED[to] then count_busy(job, at, LEASED[to]) end
   if LEASED[job.state] and TERMINAL[to] then pace_slice(at, 'HINCRBY', job.model, 1) end
   if job.state == 'queued' then
@@ -239,6 +266,7 @@ local function move(job, to, at, keep_s)
     call('ZADD', 'op:queued:' .. job.model, at, job.id)
   elseif TERMINAL[to] then
     set(job, 'ended', seconds(at))
+    if job.deadline then call('ZREM', 'op:deadlines', job.id) end
     call('ZADD', 'op:expiry', at + keep_s, job.id)
   end
   tell(job, at)
@@ -253,6 +281,31 @@ end
 local function die(job, at, keep_s, code, message)
   set(job, 'error', cjson.encode({code = code, message = message, fix = 'see the worker\'s log, then replay the job'}))
   move(job, 'dead', at, keep_s)
+end
+
+local function start_deadline(job, at)
+  job.deadline = seconds(at + job.deadline_s)
+  set(job, 'deadline', job.deadline)
+  call('ZADD', 'op:deadlines', job.deadline, job.id)
+end
+
+local function is_late(job, at) return job.deadline and tonumber(job.deadline) <= at end
+
+local function late_error(job)
+  return cjson.encode({code = 'deadline', field = 'deadline_s', value = tonumber(job.deadline_s),
+    message = 'the job did not end within its ' .. job.deadline_s .. ' seconds',
+    fix = 'allow it more seconds, or replay it: its time begins anew'})
+end
+
+-- A job whose time is over ends here, whether it waited or its attempt ended without a result.
+local function miss_deadline(job, at, keep_s)
+  set(job, 'error', late_error(job))
+  move(job, 'failed', at, keep_s)
+end
+
+-- A job comes back, unless its time is over.
+local function return_job(job, at, keep_s, out)
+  if is_late(job, at) then miss_deadline(job, at, keep_s) else come_back(job, at, out) end
 end
 
 local function exclude(job, worker, at)

@@ -26,12 +26,12 @@ elseif reason == 'crashed' or reason == 'fault' then
       (engine and 'the engine of a worker died or hung ' or 'a worker itself failed ') .. count
       .. ' times with this job, last on ' .. (job.worker_name or '?') .. (detail ~= '' and ': ' .. detail or ''))
   else
-    come_back(job, at, out)
+    return_job(job, at, keep_s, out)
   end
 else
   if reason == 'unable' then exclude(job, job.worker, at) end
   if reason == 'suspected' then set(job, 'suspect', '1') end  -- not counted: the next attempt runs alone and shows it
-  come_back(job, at, out)
+  return_job(job, at, keep_s, out)
 end
 top_up(lane_of(job), window, at, out)
 return {job.state, out}

@@ -14,7 +14,7 @@ for i = 3, #ARGV, 5 do
       call('HSET', key, 'stage', stage, 'step', step, 'of', of)
       tell(job, at, stage, tonumber(step), tonumber(of))
     end
-    verdicts[#verdicts + 1] = job.state == 'running' and 'ok' or 'cancel'
+    verdicts[#verdicts + 1] = job.state == 'running' and not is_late(job, at) and 'ok' or 'cancel'
   else
     verdicts[#verdicts + 1] = 'lost'
   end

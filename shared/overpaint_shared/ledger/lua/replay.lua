@@ -6,9 +6,10 @@ if not job then return {'', 0, out} end
 if not (TERMINAL[job.state] and MOVES[job.state].queued) then return {job.state, 0, out} end
 
 job.attempt, job.class = nil, class_of(job.priority)
-unset(job, 'attempt', 'crashes', 'faults', 'suspect', 'lost', 'excluded', 'unable_since', 'fault', 'worker', 'worker_name',
-  'started')
+unset(job, 'attempt', 'crashes', 'faults', 'suspect', 'lost', 'lost_at', 'excluded', 'unable_since', 'fault', 'worker',
+  'worker_name', 'started')
 set(job, 'class', job.class)
+if job.deadline_s then start_deadline(job, at) end
 move(job, 'queued', at)
 wait(job, at)
 top_up(lane_of(job), window, at, out)

@@ -51,6 +51,7 @@ local function meet(index, owner, group)
 end
 
 local function index(job)
+  call('HGET', 'op:used:' .. job.owner, 'queued')  -- clears the way where it is of another type
   local owner = 'op:owner:' .. job.owner
   add(owner, job.created, job.id)
   meet(owner, job.owner)
@@ -61,6 +62,7 @@ local function index(job)
   end
   if job.submit_token then remember_token(job) end
   add('op:state:' .. job.state, job.created, job.id)
+  if job.deadline and job.state == 'queued' then add('op:deadlines', job.deadline, job.id) end
   if job.state == 'queued' then
     stand_in_line(job)
   elseif LEASED[job.state] then
@@ -138,6 +140,9 @@ look_at_fields('op:moves', is_kind)
 look_at_fields('op:pace:since', function(_, since) return is_time(since) and tonumber(since) <= at + 60 end)
 look_at_fields('op:unserved', function(_, watch) return string.match(watch, '^%d+%.?%d* %d+%.?%d*$') end)
 call('SMEMBERS', 'op:workers')
+look('op:deadlines', function(job) return job.deadline and not TERMINAL[job.state] end)
+call('ZCARD', 'op:lost')
+call('ZCARD', 'op:missed')
 look_at_lanes()
 look_at_leases()
 look_at_models(kinds)

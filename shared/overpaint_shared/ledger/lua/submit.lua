@@ -1,7 +1,8 @@
 -- Makes the record of a job and queues it, once: -> {created | there | conflict, id, wake-ups},
+-- or {refused, id, [limit's name, what it is, what is used, seconds to wait]} where the owner has reached a limit,
 -- or {gone, id, inputs that may have been deleted since they were seen}
-local id, owner, window, token, digest, spec, model, priority, title, features, group, labels, inputs, checked =
-  unpack(ARGV)
+local id, owner, window, token, digest, spec, model, priority, title, features, group, labels, inputs, checked,
+  deadline_s = unpack(ARGV)
 local at, out = clock(), {}
 
 local known = token ~= '' and call('HGET', 'op:tokens:' .. owner, token)
@@ -22,12 +23,17 @@ for sha256 in string.gmatch(inputs, '[^,]+') do
 end
 if #gone > 0 then return {'gone', id, gone} end
 
+local limit, allowed, used, wait_s = broken_limit(owner, #spec, at)
+if limit then return {'refused', id, {limit, tostring(allowed), tostring(used), tostring(wait_s)}} end
+
 job = {id = id, owner = owner, model = model, class = class_of(priority), title = title, state = 'queued',
-  features = features}
+  features = features, priority = priority, since = seconds(at), bytes = tostring(#spec)}
 job.created = seconds(at)
+local why = oddity(job)
+if why then return redis.error_reply('ERR no such job is taken: ' .. why) end
 call('SET', 'op:spec:' .. id, spec)
 set(job, 'state', job.state, 'owner', owner, 'model', model, 'priority', priority, 'class', job.class,
-  'created', job.created, 'since', job.created, 'digest', digest, 'title', title, 'features', features)
+  'created', job.created, 'since', job.created, 'digest', digest, 'title', title, 'features', features, 'bytes', job.bytes)
 if token ~= '' then
   set(job, 'submit_token', token)
   call('HSET', 'op:tokens:' .. owner, token, id)
@@ -40,7 +46,14 @@ if labels ~= '' then set(job, 'labels', labels) end
 call('ZADD', 'op:owner:' .. owner, at, id)
 call('ZADD', 'op:state:queued', at, id)
 call('ZADD', 'op:queued:' .. model, at, id)
+if deadline_s ~= '' then
+  job.deadline_s = deadline_s
+  set(job, 'deadline_s', deadline_s)
+  start_deadline(job, at)
+end
 count_in(job, 'queued')
+call('HINCRBY', 'op:used:' .. owner, 'queued', 1)
+call('HINCRBY', 'op:used:' .. owner, 'bytes', job.bytes)
 tell(job, at)
 wait(job, at)
 top_up(lane_of(job), window, at, out)
