@@ -193,7 +193,7 @@ class TestFarm:
         """A job that does not end by itself within a test."""
         return self.spec(steps=1000, **({"step_s": 0.2} | script))
 
-    def submit(self, *specs: dict[str, Any], priority: int = 5) -> list[str]:
+    def submit(self, *specs: dict[str, Any], priority: int = 5, deadline_s: float | None = None) -> list[str]:
         """Submit jobs as a producer does; their ids."""
         items = [
             Submission(
@@ -202,6 +202,7 @@ class TestFarm:
                 spec_json=json.dumps(spec),
                 model=spec["model"],
                 priority=priority,
+                deadline_s=deadline_s,
                 title=f"{spec['model']} {spec['method']['kind']} 64x64",
             )
             for spec in specs

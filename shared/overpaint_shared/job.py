@@ -123,7 +123,7 @@ class JobSpec(Part):
         ge=1,
         le=2_592_000,
         allow_inf_nan=False,
-        description="It fails unless it has ended so many seconds after the submit, 1 to 2592000; null: no end.",
+        description="Seconds from the submit until it fails unless it has ended, 1 to 2592000; null: none.",
     )
     group: Line | None = Field(None, description="A name to filter jobs by, 1 to 256 characters; null: none.")
     labels: Mapping[Line, LabelValue] = Field(

@@ -16,6 +16,22 @@ from overpaint_shared import __version__
 from tests.acceptance.commands import Shell
 from tests.integration.hand import Hand, job, png
 
+# quota
+
+
+def test_quota_tells_and_sets_what_an_owner_may_have(shell: Shell, farm: Farm) -> None:
+    assert shell.overpaint("quota").out.splitlines()[1].split() == ["max_queued", "100000", "0", "everyone's"]
+    (told,) = shell.overpaint("quota", "--max-queued", "2", "--submits-per-s", "0", "--json").lines
+    assert (told["max_queued"], told["submits_per_s"], told["own"]) == (2, 0, ["max_queued", "submits_per_s"])
+    farm.submit_many([shell.folder / "job.json"] * 2)
+    refused = shell.overpaint("submit", "job.json")
+    assert (refused.code, refused.out) == (1, "")
+    assert "max_queued: owner default has 2 jobs waiting, and may have 2 (try again when some" in refused.err
+    shell.overpaint("quota", "--max-queued", "default")
+    assert shell.overpaint("submit", "job.json").code == 0
+    assert "write a number" in shell.overpaint("quota", "--max-queued", "many").err
+
+
 # validate, schema, workers, gc, version
 
 

@@ -26,7 +26,8 @@ from overpaint_shared.errors import (
     UnknownJob,
 )
 from overpaint_shared.job import parse_job
-from overpaint_shared.ledger import Done, Event, JobState, SubmitConflict
+from overpaint_shared.ledger import Done, Event, JobState, QuotaExceeded, SubmitConflict
+from overpaint_shared.ledger.scripts import BURST_S
 from overpaint_shared.queues import queue_name
 from overpaint_shared.settings import Settings
 from tests.integration.hand import Hand, job, png, spec_of, working
@@ -456,3 +457,34 @@ def test_a_farm_that_does_not_answer_is_told(farm_settings: Settings) -> None:
     gone: Any = farm_settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_ports(1)[0]}/0"})
     with pytest.raises(LedgerUnreachable, match="does not answer"):
         Farm.connect(gone)
+
+
+# Limits
+
+
+def test_a_submit_that_is_too_fast_is_slowed_down_and_said_once(
+    farm: Farm, hand: Hand, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    farm.ledger.set_limits(None, {"submits_per_s": 20})
+    jobs = farm.submit_many([job() for _ in range(20 * BURST_S + 15)])
+    assert len({each.id for each in jobs}) == 20 * BURST_S + 15
+    assert [record.message for record in caplog.records].count(
+        "submitting more slowly: owner default may submit 20 jobs a second"
+    ) == 1
+
+
+def test_a_submit_beyond_the_limit_of_what_waits_is_refused_at_once_with_the_rest_submitted(
+    farm: Farm, hand: Hand, folder: Path
+) -> None:
+    farm.ledger.set_limits(farm.settings.owner, {"max_queued": 2})
+    with pytest.raises(QuotaExceeded, match="has 2 jobs waiting"):
+        farm.submit_many([job() for _ in range(3)])
+    assert len(farm.jobs()) == 2
+    assert farm.ledger.quota(farm.settings.owner).queued == 2
+
+
+def test_a_deadline_goes_from_the_job_file_to_the_record_and_is_told(farm: Farm, folder: Path) -> None:
+    submitted = farm.submit(job(deadline_s=90))
+    record = submitted.status()
+    assert record.deadline == pytest.approx(record.created + 90, abs=0.01)
+    assert "it fails in 1:" in farm.why(submitted.id).text

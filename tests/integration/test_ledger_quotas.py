@@ -113,34 +113,3 @@ def test_a_replay_counts_and_a_job_put_aside_does_not(
     reaper(redis_url, reap_s=0.0).reap()
     assert not redis_client.exists("op:used:ann")
     assert states(books, "a") == [JobState.CANCELLED]
-
-
-def test_many_losses_count_only_where_other_workers_live(
-    books: Ledger, redis_url: str, redis_client: redis.Redis
-) -> None:
-    """In a farm whose workers fall by the dozen a job that meets many of them is not to blame."""
-    mender = reaper(redis_url)
-    books.submit([job("unlucky")])
-    for number in range(9):
-        redis_client.zadd("op:lost", {f"x{number}-{more}": float(redis_client.time()[0]) for more in "ab"})
-        assert books.claim("unlucky", f"w{number}").verdict == "ok"
-        redis_client.zadd("op:leases", {"unlucky": 1.0}, xx=True)
-        mender.reap()
-    assert states(books, "unlucky") == [JobState.QUEUED]
-    record = books.job("unlucky")
-    assert record is not None
-    assert record.lost_hosts == 9
-
-
-def test_losses_of_long_ago_do_not_count_but_there_is_an_end(
-    books: Ledger, redis_url: str, redis_client: redis.Redis
-) -> None:
-    mender = reaper(redis_url)
-    books.submit([job("long")])
-    for number in range(25):
-        assert states(books, "long") == [JobState.QUEUED], number
-        assert books.claim("long", f"w{number}").verdict == "ok"
-        redis_client.hset("op:job:long", "lost_at", "1 2 3 4 5 6 7 8 9")  # each an hour after the one before
-        redis_client.zadd("op:leases", {"long": 1.0}, xx=True)
-        mender.reap()
-    assert states(books, "long") == [JobState.DEAD]

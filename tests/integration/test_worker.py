@@ -176,6 +176,17 @@ def test_a_cancelled_job_stops_and_the_engine_stays_warm(farm: TestFarm) -> None
     assert [e["event"] for e in worker.events].count("loaded") == 1
 
 
+def test_a_running_job_past_its_deadline_is_stopped_and_fails(farm: TestFarm) -> None:
+    worker = farm.start().ready()
+    (job_id,) = farm.submit(farm.long(), deadline_s=3.0)
+    record = farm.until(job_id, JobState.FAILED, within_s=20)
+    assert record.error is not None
+    assert (record.error["code"], record.error["field"], record.attempt) == ("deadline", "deadline_s", 1)
+    assert worker.until("job.failed")["job"] == job_id
+    (after,) = farm.submit(farm.spec())
+    farm.until(after, JobState.DONE)
+
+
 def test_a_doubled_message_renders_nothing_twice(farm: TestFarm) -> None:
     worker = farm.start().ready()
     (job_id,) = farm.submit(farm.spec())

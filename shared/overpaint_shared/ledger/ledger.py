@@ -392,7 +392,7 @@ class Ledger:
             return quotas.quota(self._client, owner)
 
     def set_limits(self, owner: str | None, limits: Mapping[str, int | None]) -> None:
-        """Set limits of an owner (None: for all), by the names of `Quota`; 0: no limit, None: take it back."""
+        """Set limits of an owner (None: for all), by the names of `Quota`; 0: none, None: take it back."""
         with typed_errors(self._where):
             quotas.set_limits(self._client, owner, limits)
 
