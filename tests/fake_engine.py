@@ -231,6 +231,8 @@ class Engine:
         if do in {None, "decode"} or job.step != at:
             return False
         journal(do, job)
+        if "say" in job.script:
+            print(job.script["say"], file=sys.stderr, flush=True)
         if do == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if do == "stop":

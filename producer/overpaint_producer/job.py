@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from overpaint_shared.errors import JobError, OverpaintError, SettingsError, UnknownJob
-from overpaint_shared.ledger import Event, JobRecord
+from overpaint_shared.ledger import Event, History, JobRecord
 from overpaint_shared.ledger.states import LIVE, JobState, next_step
 
 if TYPE_CHECKING:
@@ -65,6 +65,18 @@ class Job:
             return self.status().state  # raises UnknownJob
         self._publish(released.wakeups)
         return released.state
+
+    def history(self) -> History:
+        """How attempts at it ended that did not finish it, and what the engine said last."""
+        return self._farm.ledger.history(self.id)
+
+    def discard(self) -> None:
+        """Remove the record of a failed or dead job, then the files that its attempts stored.
+
+        Raises UnknownJob, and OverpaintError for a job that has not failed.
+        """
+        self._farm.ledger.discard(self.id)
+        self._farm.store.delete_attempts(self.id)
 
     def replay(self) -> None:
         """Queue it again after it failed; raises OverpaintError in any other state."""

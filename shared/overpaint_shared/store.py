@@ -214,6 +214,13 @@ class Store:
             params = {"Bucket": self.settings.bucket, "Key": key}
             return self._s3.generate_presigned_url("delete_object", Params=params, ExpiresIn=expires_s)
 
+    def delete_attempts(self, job_id: str) -> int:
+        """Delete the objects of all attempts at a job; how many there were."""
+        found = list(self._list(f"{RESULTS}{segment('job', job_id)}/"))
+        for each in found:
+            self._delete(each["Key"])
+        return len(found)
+
     def delete_input(
         self,
         owner: str,

@@ -33,7 +33,10 @@ def section(name: str) -> str:
 
 
 def options(name: str) -> set[str]:
-    return {flag for param in command(name).params if isinstance(param, click.Option) for flag in param.opts}
+    found = command(name)
+    parts = [found, *(found.commands.values() if isinstance(found, click.Group) else ())]
+    params = [param for part in parts for param in part.params]
+    return {flag for param in params if isinstance(param, click.Option) for flag in param.opts}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -54,6 +54,8 @@ class Gone:
 
     error: EngineDied | EngineHung
     blame: Blame = Blame.BESIDE
+    said: str = ""
+    """The last lines that it wrote."""
 
 
 Answer = Done | Failed | Cancelled | Gone
@@ -111,6 +113,11 @@ class EngineClient:
         """The process that runs now."""
         process = self._process
         return process.popen.pid if process else None
+
+    def last_words(self) -> str:
+        """The last lines that the engine wrote."""
+        process = self._process
+        return process.output.last_words() if process else ""
 
     def start(self) -> None:
         """Start the engine; `Listener.engine_ready` tells when it is up."""
@@ -265,7 +272,7 @@ class EngineClient:
             status=status,
             at_work=sorted(job for job, found in blame.items() if found is not Blame.BESIDE),
         )
-        self._end_all(why, blame)
+        self._end_all(why, blame, process.output.last_words())
 
     # Futures
 
@@ -277,11 +284,12 @@ class EngineClient:
         if future:
             future.set_result(answer)
 
-    def _end_all(self, error: EngineDied | EngineHung, blame: Mapping[str, Blame]) -> None:
+    def _end_all(self, error: EngineDied | EngineHung, blame: Mapping[str, Blame], said: str = "") -> None:
         with self._lock:
             ended, self._futures = self._futures, {}
         for (job, _), future in ended.items():
-            future.set_result(Gone(error, blame.get(job, Blame.BESIDE)))
+            found = blame.get(job, Blame.BESIDE)
+            future.set_result(Gone(error, found, "" if found is Blame.BESIDE else said))
 
     def _send(self, message: ToEngine) -> None:
         with self._lock:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from overpaint_worker.crashes import ANSWER_S, START_S, Hang, Watch
+from overpaint_worker.engine_output import EngineOutput
 from overpaint_worker.protocol import (
     CPU_STAGE_BUDGET_S,
     MAX_FRAME_BYTES,
@@ -25,6 +26,7 @@ from overpaint_worker.protocol import (
     decode,
 )
 
+DRAIN_S = 1.0
 PASSED = (
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TERM", "NO_COLOR", "FORCE_COLOR", "TMPDIR",
     "TEMP", "TMP", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD", "GLIBC_TUNABLES", "XDG_CACHE_HOME",
@@ -65,9 +67,12 @@ class EngineProcess:
                 [*launch.argv, "--fd", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
                 env=dict(launch.environment),
             )
             self._connection = Connection(ours.detach())
+        assert self.popen.stderr is not None  # noqa: S101 - a pipe was asked for
+        self.output = EngineOutput(self.popen.stderr)
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.hung: Hang | None = None
         self.watch = Watch(
@@ -99,6 +104,7 @@ class EngineProcess:
         self._outbox.put(None)
         self.popen.kill()
         status = self.popen.wait()
+        self.output.drain(DRAIN_S)
         self._writer.join()  # its descriptor must not be closed, and taken by another, under its hands
         self._connection.close()
         return status

@@ -65,9 +65,18 @@ def printable(_logger: Any, _method: str, event: Event) -> Event:
     return event
 
 
+_maskers: list[Masker] = [Masker()]
+
+
+def masked(text: str) -> str:
+    """`text` without the secrets that logs must not show either."""
+    return _maskers[-1].text(text)
+
+
 def configure(*, as_json: bool, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
     """Send structlog's and the standard library's records to `stream` (standard error), masked."""
     masker = Masker(secrets)
+    _maskers[:] = [masker]
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         _who,

@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import click
 import structlog
@@ -231,8 +232,9 @@ def _names(given: str) -> tuple[str, ...]:
 
 
 def _secrets(settings: Settings) -> list[str]:
-    store = settings.store()
-    return [store.secret_key.get_secret_value()] if store.secret_key else []
+    store, password = settings.store(), urlsplit(settings.redis_url).password
+    key = store.secret_key.get_secret_value() if store.secret_key else None
+    return [secret for secret in (key, unquote(password or "")) if secret]
 
 
 if __name__ == "__main__":

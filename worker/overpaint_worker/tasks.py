@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from traceback import format_exc
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -48,6 +49,7 @@ from overpaint_worker import protocol
 from overpaint_worker.crashes import Blame
 from overpaint_worker.cycle import Intake
 from overpaint_worker.engine_client import Answer, EngineClient, Gone
+from overpaint_worker.engine_output import readable
 from overpaint_worker.inputs import Inputs
 from overpaint_worker.keeper import Attempt, Keeper
 from overpaint_worker.metrics import COMMIT, Metrics
@@ -77,6 +79,8 @@ class GiveBack:
 
     reason: ReleaseReason
     why: str
+    said: str = ""
+    """The last lines of what failed."""
 
 
 @dataclass
@@ -206,7 +210,9 @@ class Renderer:
             return GiveBack(ReleaseReason.STOPPED, str(error))
         except Exception as error:
             log.exception("unexpected error", action="job.unexpected")
-            return GiveBack(ReleaseReason.FAULT, f"{type(error).__name__}: {error}")
+            return GiveBack(
+                ReleaseReason.FAULT, f"{type(error).__name__}: {error}", readable(format_exc().encode())
+            )
 
     def _fetch(self, owner: str, spec: JobSpec, attempt: Attempt) -> dict[str, bytes]:
         room = self._room
@@ -242,9 +248,9 @@ class Renderer:
             case protocol.Cancelled():
                 return Cancelled()
             case Gone():
-                return GiveBack(_BLAMED[answer.blame], str(answer.error))
+                return GiveBack(_BLAMED[answer.blame], str(answer.error), answer.said)
             case protocol.Failed():
-                return _refusal(answer, alone=self._alone)
+                return _refusal(answer, self._room.engine.last_words, alone=self._alone)
 
     def _stored(self, done: protocol.Done, attempt: Attempt, owner: str, output: Output) -> Done:
         check(attempt)
@@ -308,7 +314,7 @@ class Renderer:
     def _give_back(self, attempt: Attempt, end: GiveBack) -> None:
         try:
             released = self._patiently(
-                lambda: self._room.ledger.release(attempt.job, attempt.token, end.reason, end.why),
+                lambda: self._room.ledger.release(attempt.job, attempt.token, end.reason, end.why, end.said),
                 self._room.patience.commit_s,
                 attempt,
             )
@@ -387,7 +393,7 @@ class Renderer:
         return patiently(call, within_s, attempt, self._room.metrics.retried, stop_on_cancel=stop_on_cancel)
 
 
-def _refusal(failed: protocol.Failed, *, alone: bool) -> Outcome | GiveBack:
+def _refusal(failed: protocol.Failed, last_words: Callable[[], str], *, alone: bool) -> Outcome | GiveBack:
     """What becomes of a job that the engine could not render. `alone`: no other was in the engine."""
     error = OverpaintError.from_json(failed.error)
     if failed.kind == "job":
@@ -395,4 +401,5 @@ def _refusal(failed: protocol.Failed, *, alone: bool) -> Outcome | GiveBack:
     if failed.kind == "unable" or error.code == "out_of_memory":  # a larger device may do it
         return GiveBack(ReleaseReason.UNABLE, str(error))
     # A device that fails in a batch fails for all its jobs, so only a job alone is counted.
-    return GiveBack(ReleaseReason.CRASHED if alone else ReleaseReason.SUSPECTED, str(error))
+    reason = ReleaseReason.CRASHED if alone else ReleaseReason.SUSPECTED
+    return GiveBack(reason, str(error), last_words())

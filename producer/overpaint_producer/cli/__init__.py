@@ -25,6 +25,10 @@ COMMANDS = {
     "cancel": ("overpaint_producer.cli.jobs", "Stop jobs, waiting or running."),
     "jobs": ("overpaint_producer.cli.jobs", "List jobs, newest first."),
     "replay": ("overpaint_producer.cli.jobs", "Queue failed or dead jobs again."),
+    "dead": (
+        "overpaint_producer.cli.dead",
+        "Jobs that were given up because engines died with them: list, show, replay, discard.",
+    ),
     "validate": ("overpaint_producer.cli.check", "Check job files without submitting them."),
     "convert": (
         "overpaint_producer.cli.convert",

@@ -189,9 +189,11 @@ def encryption(facts: RedisFacts) -> Finding:
 
 def scripts(facts: RedisFacts) -> Finding:
     """Whether the ledger works there."""
+    if isinstance(facts.scripts, Unknown):
+        return skipped("redis.scripts", facts.scripts)
     if isinstance(facts.scripts, str):
-        fix = "give the user the rights that docs/security.md lists; only producers and workers need them"
+        fix = "start a worker, which loads them; and give the user the rights that docs/security.md lists"
         if "permission" in facts.scripts.lower() or "NOPERM" in facts.scripts:
             return skipped("redis.scripts", Unknown("this user has no right to SCRIPT LOAD"))
-        return wrong("redis.scripts", f"the server takes no scripts: {facts.scripts}", fix)
-    return ok("redis.scripts", f"the server takes the ledger's {facts.scripts} scripts")
+        return wrong("redis.scripts", f"the ledger's scripts do not work: {facts.scripts}", fix)
+    return ok("redis.scripts", f"the server has the ledger's {facts.scripts} scripts")

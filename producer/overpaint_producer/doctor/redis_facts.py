@@ -15,7 +15,7 @@ from redis.retry import Retry
 from overpaint_producer.doctor.findings import Unknown
 from overpaint_shared.ledger.faults import typed_errors
 from overpaint_shared.ledger.listing import clock
-from overpaint_shared.ledger.scripts import NAMES, source
+from overpaint_shared.ledger.scripts import NAMES, PRODUCERS, sha, source
 
 if TYPE_CHECKING:
     from overpaint_shared.settings import Settings
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PINGS: Final = 7
 ANSWER_S: Final = 5.0
+LOAD = "load scripts"
 CONFIG, USERS, LEASES, QUARANTINE = "CONFIG GET", "ACL LIST", "read the leases", "read what was put aside"
 NO_RIGHT: Final = {
     CONFIG: ("producer", "worker", "monitor"),
     USERS: ("producer", "worker", "monitor"),
     LEASES: ("producer", "monitor"),
     QUARANTINE: ("producer",),
+    LOAD: ("producer",),
 }
 """What users of deploy/valkey/users.acl.template may not do. The server's ACL LOG would keep each refusal."""
 LOOPBACK: Final = ("localhost", "127.", "::1", "[::1]")
@@ -47,7 +49,7 @@ class RedisFacts:
     latency_s: float = 0.0
     clock_ahead_s: float = 0.0
     """How much this machine's clock is ahead of the server's."""
-    scripts: int | str = 0
+    scripts: int | str | Unknown = 0
     """How many of the ledger's scripts were taken, or why not."""
 
     @property
@@ -102,7 +104,7 @@ def gather(settings: "Settings") -> RedisFacts:
             users=asked(lambda: [str(line) for line in client.acl_list()], USERS, user),
             latency_s=latency_s,
             clock_ahead_s=ahead_s,
-            scripts=_scripts(client),
+            scripts=_scripts(client, user),
         )
 
 
@@ -135,10 +137,18 @@ def _clock(client: Any) -> tuple[float, float]:
     return median(took), ahead[took.index(min(took))]
 
 
-def _scripts(client: Any) -> int | str:
+def _scripts(client: Any, user: str) -> int | str | Unknown:
+    """How many of the ledger's scripts the server has or takes; a producer may load none."""
+    names = PRODUCERS if user in NO_RIGHT[LOAD] else NAMES
+    there = asked(lambda: client.script_exists(*map(sha, names)), "SCRIPT EXISTS")
+    if isinstance(there, Unknown):
+        return there
+    missing = [name for name, known in zip(names, there, strict=True) if not known]
+    if missing and user in NO_RIGHT[LOAD]:
+        return f"it lacks {', '.join(missing)}, and only workers load them"
     try:
-        for name in NAMES:
+        for name in missing:
             client.script_load(source(name))
     except ResponseError as error:
         return str(error)
-    return len(NAMES)
+    return len(names)

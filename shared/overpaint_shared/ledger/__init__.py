@@ -4,6 +4,7 @@ from overpaint_shared.ledger.events import Events
 from overpaint_shared.ledger.inputs import InputCollector
 from overpaint_shared.ledger.ledger import Ledger
 from overpaint_shared.ledger.records import (
+    AttemptEnd,
     Beat,
     Cancelled,
     CancelledMany,
@@ -13,6 +14,7 @@ from overpaint_shared.ledger.records import (
     Event,
     Failed,
     Finished,
+    History,
     InputsGone,
     JobRecord,
     Outcome,
@@ -38,6 +40,7 @@ __all__ = [
     "MOVES",
     "REPLAYABLE",
     "TERMINAL",
+    "AttemptEnd",
     "Beat",
     "Cancelled",
     "CancelledMany",
@@ -48,6 +51,7 @@ __all__ = [
     "Events",
     "Failed",
     "Finished",
+    "History",
     "InputCollector",
     "InputsGone",
     "JobRecord",

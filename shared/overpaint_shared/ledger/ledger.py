@@ -19,7 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from overpaint_shared.errors import OverpaintError, UnknownJob
-from overpaint_shared.ledger import census, inputs, listing, quotas, roster, wire
+from overpaint_shared.ledger import census, history, inputs, listing, quotas, roster, wire
 from overpaint_shared.ledger.connections import tolerate_refused_pings
 from overpaint_shared.ledger.events import Events
 from overpaint_shared.ledger.faults import address, typed_errors
@@ -32,6 +32,7 @@ from overpaint_shared.ledger.records import (
     Done,
     Failed,
     Finished,
+    History,
     JobRecord,
     Outcome,
     Place,
@@ -198,6 +199,23 @@ class Ledger:
             )
         return wire.wakeups(due)
 
+    def discard(self, job_id: str) -> JobState:
+        """Remove the record of a failed or dead job; its state before. What it stored is the caller's.
+
+        Raises `UnknownJob` without a record, and `OverpaintError` where the job has not failed.
+        """
+        state, removed = self._run("discard", job_id)
+        if not state:
+            raise UnknownJob(f"there is no job {job_id}", field="job", value=job_id)
+        if not int(removed):
+            raise OverpaintError(
+                f"job {job_id} is {state}; only a failed or dead job can be discarded",
+                field="job",
+                value=job_id,
+                fix=next_step(JobState(state), job_id),
+            )
+        return JobState(state)
+
     # Workers ------------------------------------------------------------
 
     def claim(
@@ -273,8 +291,11 @@ class Ledger:
             return JobState.FAILED, self._settings.keep_failed_s, None, dict(outcome.error)
         return JobState.CANCELLED, self._settings.keep_failed_s, None, None
 
-    def release(self, job_id: str, token: int, reason: ReleaseReason, detail: str = "") -> Released:
-        """Give a job back. `detail` says what happened, for people ("engine killed by signal 11").
+    def release(
+        self, job_id: str, token: int, reason: ReleaseReason, detail: str = "", said: str = ""
+    ) -> Released:
+        """Give a job back. `detail` says what happened, for people ("engine killed by signal 11"); `said` are
+        the last lines that the engine wrote.
 
         A stale token changes nothing. A cancelling job becomes `cancelled`; a crash beyond `max_crashes`
         makes the job `dead`.
@@ -290,6 +311,7 @@ class Ledger:
                 settings.window,
                 settings.max_crashes,
                 settings.keep_failed_s,
+                said,
             )
         )
 
@@ -317,6 +339,11 @@ class Ledger:
         """The ids of an owner's jobs of a group, oldest first."""
         with typed_errors(self._where):
             return listing.group(self._client, owner, group)
+
+    def history(self, job_id: str) -> History:
+        """How the last attempts at a job ended that did not finish it, and what its engine said last."""
+        with typed_errors(self._where):
+            return history.history(self._client, job_id)
 
     def records(self, job_ids: Iterable[str], *, specs: bool = False) -> dict[str, JobRecord]:
         """Those of these records that are there, by id; a round trip for hundreds."""

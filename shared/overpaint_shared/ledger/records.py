@@ -323,6 +323,35 @@ class JobRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptEnd:
+    """How one attempt at a job ended that did not finish it."""
+
+    attempt: int
+    token: int
+    worker: str
+    started: float | None
+    ended: float | None
+    how: str
+    """crashed, lost, stopped, unable or failed."""
+    detail: str
+    """For people."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What went wrong with a job until now."""
+
+    attempts: tuple[AttemptEnd, ...] = ()
+    """The last ones, oldest first, also from before a replay."""
+    said: str = ""
+    """The last lines that the engine wrote before it crashed with the job last."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"attempts": [asdict(each) for each in self.attempts], "said": self.said.splitlines()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerRecord:
     """A live worker as it announces itself. JSON values only."""
 

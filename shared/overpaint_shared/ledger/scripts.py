@@ -51,6 +51,8 @@ SUBMITS_PER_S: Final = 10_000
 """What an owner may have waiting, and submit, where the operator has not said."""
 BURST_S: Final = 10
 """Submits of so many seconds may come at once."""
+ENDS_KEPT: Final = 12
+"""Attempts of a job of which it is kept how they ended."""
 
 NAMES: Final = (
     "submit",
@@ -62,6 +64,7 @@ NAMES: Final = (
     "release",
     "cancel",
     "replay",
+    "discard",
     "expire",
     "tend",
     "fail",
@@ -104,6 +107,7 @@ def _constants() -> str:
         f"local MOVES = {{{moves}}}\n"
         f"local TERMINAL = {{{terminal}}}\n"
         f"local PRIORITY_CLASSES = {{{', '.join(map(str, PRIORITY_CLASSES))}}}\n"
+        f"local ENDS_KEPT = {ENDS_KEPT}\n"
         f"local CONDEMNED_S, REMEMBERED_S = {CONDEMNED_S}, {REMEMBERED_S}\n"
         f"local LOST_S, LOST_IN_ALL = {LOST_S}, {LOST_IN_ALL}\n"
         f"local MAX_QUEUED, MAX_SPEC_BYTES, SUBMITS_PER_S, BURST_S = "

@@ -54,6 +54,7 @@ each('op:leases', due, function(id)
   local lost, recent = count_loss(job)
   local fault = 'worker ' .. (job.worker_name or '?') .. ' stopped renewing its lease'
   set(job, 'fault', fault)
+  note_end(job, at, 'lost', fault)
   if kills_hosts(lost, recent) then
     die(job, at, keep_s, 'engine_died', lost .. ' workers were lost while they rendered this job; last: ' .. fault)
   else

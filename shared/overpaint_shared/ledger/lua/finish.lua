@@ -30,7 +30,11 @@ if to == 'done' and name ~= '' and take_name() then
   set(job, 'naming', name)
   return {1, job.state, out, 1}
 end
-if to == 'failed' then set(job, 'error', fault) end
+if to == 'done' then call('DEL', 'op:said:' .. id) end
+if to == 'failed' then
+  set(job, 'error', fault)
+  note_end(job, at, 'failed', '')
+end
 move(job, to, at, keep_s)
 top_up(lane_of(job), window, at, out)
 return {1, job.state, out}

@@ -22,6 +22,7 @@
 --   op:rate:<owner>   string, submits that are left and when that was so
 --   op:scrub          hash, how far the reaper has looked through the indexes
 --   op:quarantine     list of what was put aside, as JSON
+--   op:attempts:<id>  list of how its last attempts ended, as JSON; op:said:<id> the last words of the engine
 --   op:pace:leased:<model> zset by since when it runs; op:pace:since hash model -> from when on that is not told yet
 
 local FIELDS = {'state', 'owner', 'model', 'priority', 'class', 'title', 'created', 'since', 'group', 'submit_token',
@@ -270,6 +271,16 @@ local function move(job, to, at, keep_s)
     call('ZADD', 'op:expiry', at + keep_s, job.id)
   end
   tell(job, at)
+end
+
+-- How an attempt ended that did not finish its job, for a person who asks why.
+local function note_end(job, at, how, detail, said)
+  local key, keep_s = 'op:attempts:' .. job.id, 2592000
+  call('RPUSH', key, cjson.encode({attempt = tonumber(job.attempt or 0), token = job.token, worker = job.worker_name,
+    started = call('HGET', 'op:job:' .. job.id, 'started') or nil, ended = seconds(at), how = how, detail = detail}))
+  call('LTRIM', key, -ENDS_KEPT, -1)
+  call('EXPIRE', key, keep_s)
+  if said and said ~= '' then call('SET', 'op:said:' .. job.id, said, 'EX', keep_s) end
 end
 
 -- A job that had its turn comes back: at once and to the front, whatever its lane's window says.

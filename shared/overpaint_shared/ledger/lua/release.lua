@@ -1,5 +1,5 @@
 -- Takes a job back from the worker that holds `token`: -> {state now, wake-ups}
-local id, token, reason, detail, window, max_crashes, keep_s = unpack(ARGV)
+local id, token, reason, detail, window, max_crashes, keep_s, said = unpack(ARGV)
 work_when_full()
 local at, out = clock(), {}
 local job = load(id)
@@ -16,6 +16,7 @@ if job.naming then  -- committed: a reaper is to store its picture under its nam
 end
 
 if detail ~= '' then set(job, 'fault', detail) end
+if job.state ~= 'cancelling' then note_end(job, at, reason, detail, said) end
 if job.state == 'cancelling' then
   move(job, 'cancelled', at, keep_s)
 elseif reason == 'crashed' or reason == 'fault' then

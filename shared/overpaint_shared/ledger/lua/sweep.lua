@@ -9,6 +9,6 @@ each('op:expiry', ids, function(id)
   if not (job and job.odd) then job = load_from('op:expiry', id, is_over) end
   if not job then return end
   unlink(job)
-  call('DEL', 'op:job:' .. id, 'op:spec:' .. id)
+  call('DEL', 'op:job:' .. id, 'op:spec:' .. id, 'op:attempts:' .. id, 'op:said:' .. id)
 end)
 return {#ids, odd}
