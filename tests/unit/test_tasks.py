@@ -130,7 +130,9 @@ class World:
     def named(self, owner: str, name: str) -> str | None:
         return self.holder
 
-    def release(self, job: str, token: int, reason: ReleaseReason, detail: str = "") -> Released:
+    def release(
+        self, job: str, token: int, reason: ReleaseReason, detail: str = "", said: str = ""
+    ) -> Released:
         self.released.append(reason)
         return Released(JobState.QUEUED, (wakeup("release"),))
 
@@ -178,6 +180,9 @@ class World:
 
     def cancel(self, job: str, token: int) -> None:
         pass
+
+    def last_words(self) -> str:
+        return ""
 
     def run(self) -> Outcome | None:
         return Renderer(cast("Room", self)).run("j")
