@@ -14,6 +14,8 @@ import structlog
 from celery import Celery
 from kombu import pidbox
 
+from overpaint_shared.errors import shorten
+
 RemoteControl = Literal["inspect", "all"]
 
 QUESTIONS: Final = frozenset(
@@ -26,6 +28,7 @@ QUESTIONS: Final = frozenset(
 """The commands that change nothing. `hello` is none of them: it carries revokes."""
 SAID_EVERY_S: Final = 10.0
 LONGEST_SHOWN: Final = 60
+LONGEST_PATTERN: Final = 200
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 # kombu ships no types.
@@ -49,10 +52,10 @@ class GuardedNode(_Node):  # type: ignore[misc]
         """One message of the channel, which may hold anything."""
         try:
             self._check(body)
-        except RefusedCommand as error:
+            return super().handle_message(body, message)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
             self._say(error)
             return None
-        return super().handle_message(body, message)
 
     def _check(self, body: Any) -> None:
         if not isinstance(body, Mapping) or not isinstance(body.get("method"), str):
@@ -62,6 +65,10 @@ class GuardedNode(_Node):  # type: ignore[misc]
             raise RefusedCommand(f"the command {method[:LONGEST_SHOWN]!r}")
         if not isinstance(arguments, Mapping) or not isinstance(body.get("destination") or [], list):
             raise RefusedCommand(f"odd arguments of the command {method!r}")
+        pattern, matcher = body.get("pattern"), body.get("matcher")
+        if (pattern or matcher) and (matcher != "glob" or not _is_short(pattern)):
+            # Another matcher is a regular expression, which may take for ever.
+            raise RefusedCommand(f"a pattern of the command {method!r} that is no short glob")
         # An answer is put into any queue that the question names, with this worker's rights.
         if (reply_to := body.get("reply_to")) is not None and not self._is_mailbox(reply_to):
             raise RefusedCommand(f"an answer to {method!r} for a queue that is not for answers")
@@ -74,11 +81,15 @@ class GuardedNode(_Node):  # type: ignore[misc]
             and _UUID.fullmatch(reply_to["routing_key"]) is not None
         )
 
-    def _say(self, error: RefusedCommand) -> None:
+    def _say(self, error: Exception) -> None:
         now = time.monotonic()
         if self._said is None or now - self._said >= SAID_EVERY_S:  # a flood must not fill the log
             self._said = now
-            log.warning("remote control refused", action="control.refused", reason=str(error))
+            log.warning("remote control refused", action="control.refused", reason=shorten(str(error)))
+
+
+def _is_short(pattern: object) -> bool:
+    return isinstance(pattern, str) and len(pattern) <= LONGEST_PATTERN
 
 
 def install(app: Celery, allowed: RemoteControl) -> None:
