@@ -81,6 +81,8 @@ class Compose:
 
     folder: Path
     environment: dict[str, str]
+    override: Path | None = None
+    """A file that Compose lays over its own."""
     config: dict[str, Any] = field(init=False)
     ports: dict[str, int] = field(default_factory=dict)
     running: list[Child] = field(default_factory=list)
@@ -90,8 +92,9 @@ class Compose:
     """Words to be replaced by others, as another server's program."""
 
     def __post_init__(self) -> None:
+        over = ["-f", self.override] if self.override else []
         done = subprocess.run(
-            [SCRIPTS / "docker-compose", "-f", ROOT / "docker-compose.yml", "--env-file", os.devnull,
+            [SCRIPTS / "docker-compose", "-f", ROOT / "docker-compose.yml", *over, "--env-file", os.devnull,
              "--profile", "cpu", "--profile", "cli", "config", "--format", "json"],
             env={"PATH": PATH} | self.environment,
             capture_output=True,
@@ -104,9 +107,15 @@ class Compose:
         names = ("redis", "s3", "flower", "metrics", "prometheus", *OTHER_S3_PORTS)
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
 
-    def here(self, text: str) -> str:
-        """A container's words, as they are on this machine."""
+    def certificates(self, name: str) -> dict[str, str]:
+        """Where a service's certificates are on this machine, if it has any."""
+        volumes = self.config["services"][name].get("volumes") or ()
+        return {volume["target"]: volume["source"] for volume in volumes if volume["target"] == "/tls"}
+
+    def here(self, text: str, name: str | None = None) -> str:
+        """A container's words (of this service), as they are on this machine."""
         places = {
+            **(self.certificates(name) if name else {}),
             "/etc/valkey": str(ROOT / "deploy" / "valkey"),
             "/tmp": str(self.folder / "tmp"),  # noqa: S108  # the container's
             "/var/cache/overpaint": str(self.folder / "cache"),
@@ -119,6 +128,7 @@ class Compose:
             "/keys": str(self.folder / "keys"),
             "1000:1000": f"{os.geteuid()}:{os.getegid()}",
             "@redis:6379": f"@127.0.0.1:{self.ports['redis']}",
+            "https://s3:8333": f"https://127.0.0.1:{self.ports['s3']}",
             "http://s3:8333": f"http://127.0.0.1:{self.ports['s3']}",
             "127.0.0.1:8333": f"127.0.0.1:{self.ports['s3']}",
             "-ip=s3": "-ip=127.0.0.1",
@@ -144,13 +154,14 @@ class Compose:
             "OMP_NUM_THREADS": "1",
         }
         given = self.config["services"][name].get("environment") or {}
-        return image | {key: self.here(value or "") for key, value in given.items()}
+        return image | {key: self.here(value or "", name) for key, value in given.items()}
 
     def words(self, name: str) -> list[str]:
         """A service's command line."""
         service = self.config["services"][name]
         words = [
-            self.here(word) for word in (*(service.get("entrypoint") or ()), *(service["command"] or ()))
+            self.here(word, name)
+            for word in (*(service.get("entrypoint") or ()), *(service["command"] or ()))
         ]
         return [self.programs[name], *words] if name in self.programs else words
 
@@ -191,6 +202,7 @@ class Compose:
             region_name=env["OVERPAINT_S3_REGION"],
             aws_access_key_id=env["OVERPAINT_S3_ACCESS_KEY"],
             aws_secret_access_key=env["OVERPAINT_S3_SECRET_KEY"],
+            verify=env.get("OVERPAINT_S3_CA_FILE"),
             config=Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}),
         )
         try:
@@ -204,7 +216,7 @@ class Compose:
     def healthy(self, name: str) -> bool:
         """What a service's own health check says; one that takes too long has failed."""
         check = self.config["services"][name]["healthcheck"]
-        how, *words = [self.here(word) for word in check["test"]]
+        how, *words = [self.here(word, name) for word in check["test"]]
         # Compose shows a dollar that is the shell's as two.
         words = ["sh", "-c", *(word.replace("$$", "$") for word in words)] if how == "CMD-SHELL" else words
         within_s = float(check.get("timeout", "30s").removesuffix("s"))

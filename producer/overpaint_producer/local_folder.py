@@ -22,6 +22,7 @@ SHARED: Final = (
     "s3_secret_key",
     "s3_region",
     "s3_checksums",
+    "s3_ca_file",
     "owner",
 )
 """The settings that `farm.toml` hands on to the other commands."""

@@ -84,6 +84,7 @@ def make_app(redis_url: str, models: Sequence[str] = ()) -> Celery:
         worker_send_task_events=True,  # Flower's tasks
         task_publish_retry=True,
         broker_transport_options=_transport_options(),
+        broker_use_ssl=RedisUrl(redis_url).tls,
     )
     if redis_url.startswith("rediss:"):
         app.conf.broker_use_ssl = _tls(redis_url)

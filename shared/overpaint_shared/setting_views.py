@@ -1,9 +1,11 @@
 """The frozen values that `Settings` hands to each part of the farm."""
 
 import re
+import ssl
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from pydantic import GetCoreSchemaHandler, SecretStr
 from pydantic_core import CoreSchema
@@ -45,6 +47,21 @@ class RedisUrl(str):
 
     def __repr__(self) -> str:
         return repr(self.shown)
+
+    def trusting(self, ca_file: Path) -> "RedisUrl":
+        """The URL with the file of the authority that clients trust, unless it names one."""
+        if "ssl_ca_certs=" in self:
+            return self
+        return RedisUrl(f"{self}{'&' if '?' in self else '?'}ssl_ca_certs={quote(str(ca_file))}")
+
+    @property
+    def tls(self) -> dict[str, Any] | None:
+        """What Celery and Flower need beside a `rediss://` URL: without it they check no certificate."""
+        if not self.startswith("rediss:"):
+            return None
+        ca = parse_qs(urlsplit(self).query).get("ssl_ca_certs")
+        checked: dict[str, Any] = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
+        return checked | ({"ssl_ca_certs": ca[0]} if ca else {})
 
 
 def _is_whole(url: str) -> bool:
@@ -89,6 +106,7 @@ class StoreSettings:
     checksums: Checksums = "when_required"
     read_buckets: tuple[str, ...] = ()
     timeout_s: float = 60.0
+    ca_file: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

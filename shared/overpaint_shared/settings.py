@@ -7,6 +7,7 @@ configuration file (TOML), the default. `Settings.load` is the only reader; `led
 
 import os
 import re
+import ssl
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -66,6 +67,18 @@ def _split(value: object) -> object:
     return value
 
 
+def _ca_file(path: Path) -> Path:
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:  # ssl.SSLError is one: a file that holds no certificate
+        why = error.strerror or "it holds no certificate"
+        raise value_error(
+            f"is not a file of certificates: {why}", allowed="a readable file in PEM format"
+        ) from None
+    return path.resolve()
+
+
+CaFile = Annotated[Path, AfterValidator(_ca_file)]
 Bucket = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
 Seconds = Annotated[float, Field(ge=0.1, le=10_000_000, allow_inf_nan=False)]
 KeptSeconds = Annotated[int, Field(ge=60, le=315_360_000)]
@@ -79,6 +92,9 @@ class Settings(BaseModel):
 
     redis_url: RedisUrl = Field(
         RedisUrl("redis://127.0.0.1:6379/0"), description="Redis, where job records and queues live."
+    )
+    redis_ca_file: CaFile | None = Field(
+        None, description="File of the authority (PEM) that signed Redis' certificate; absent: the system's."
     )
     s3_endpoint_url: Annotated[str, AfterValidator(_http_url)] | None = Field(
         StoreSettings.endpoint_url, description="Address of the S3 server; absent: Amazon's own."
@@ -106,6 +122,11 @@ class Settings(BaseModel):
     s3_read_buckets: Annotated[tuple[Bucket, ...], BeforeValidator(_split)] = Field(
         StoreSettings.read_buckets,
         description="Buckets that `s3://bucket/key` pictures may name; with commas in the environment.",
+    )
+    s3_ca_file: CaFile | None = Field(
+        StoreSettings.ca_file,
+        description="File of the authority (PEM) that signed the S3 server's certificate; "
+        "absent: the system's.",
     )
     owner: Name = Field("default", description="Whose jobs these are: scopes tokens, inputs and fair share.")
     registry: Path | None = Field(
@@ -197,6 +218,17 @@ class Settings(BaseModel):
                     "worker_ttl_s", self.worker_ttl_s, f"at least twice renew_s, which is {self.renew_s:g}"
                 )
             )
+        return self
+
+    @model_validator(mode="after")
+    def _trust(self) -> Self:
+        """Put the authority into the URL, which is what every client of Redis gets."""
+        for name, url in (("redis_ca_file", self.redis_url), ("s3_ca_file", self.s3_endpoint_url)):
+            if getattr(self, name) and (url or "").startswith(("redis:", "http:")):
+                shown = name.replace("ca_file", "url" if name.startswith("redis") else "endpoint_url")
+                raise refuse(_plain_text(name, shown))
+        if self.redis_ca_file:
+            self.__dict__["redis_url"] = self.redis_url.trusting(self.redis_ca_file)
         return self
 
     @classmethod
@@ -324,6 +356,15 @@ def _located(problem: Problem, sources: Mapping[str, str]) -> Problem:
         path = problem.path if source == "option" else f"{problem.path} ({source})"
     message = problem.message.replace("a key that is known here", "a setting")
     return replace(problem, path=path, message=message)
+
+
+def _plain_text(name: str, url: str) -> Problem:
+    return Problem(
+        path=name,
+        message=f"is for TLS, and {url} names a server without it",
+        given="a file",
+        allowed=f"{url} with rediss:// or https://, or no {name}",
+    )
 
 
 def _unfit(name: str, value: float, allowed: str) -> Problem:

@@ -453,6 +453,7 @@ def _client(settings: StoreSettings) -> S3Client:
             aws_access_key_id=settings.access_key,
             aws_secret_access_key=settings.secret_key.get_secret_value() if settings.secret_key else None,
             config=config,
+            verify=str(settings.ca_file) if settings.ca_file else None,
         )
 
 

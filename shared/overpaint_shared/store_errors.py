@@ -96,6 +96,13 @@ def is_code(error: boto.ClientError, *codes: str) -> bool:
 
 
 def _unreachable(action: str, endpoint: str, why: str) -> StoreUnreachable:
+    if "CERTIFICATE_VERIFY_FAILED" in why or "doesn't match" in why:  # urllib3's word for another name
+        return StoreUnreachable(
+            f"cannot {action}: the certificate of the S3 server at {endpoint} is not trusted ({why})",
+            field="s3_ca_file",
+            value=endpoint,
+            fix="name the authority's file in OVERPAINT_S3_CA_FILE, and the host as its certificate does",
+        )
     return StoreUnreachable(
         f"cannot {action}: the S3 server at {endpoint} does not answer ({why})",
         field="s3_endpoint_url",

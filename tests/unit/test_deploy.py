@@ -320,6 +320,13 @@ def test_redis_gets_twice_the_memory_that_it_may_fill() -> None:
         assert 2 * size(argv[argv.index("--maxmemory") + 1]) <= limits[where], where
 
 
+def test_tls_changes_no_word_of_seaweedfs_but_adds_its_certificate() -> None:
+    over = yaml.safe_load((DEPLOY / "compose.tls.yml").read_text())["services"]["s3"]["command"]
+    text = (ROOT / "docker-compose.yml").read_text().replace("!reset ", "")  # Compose's own tag
+    base = yaml.safe_load(text)["services"]["s3"]["command"]
+    assert over == [*base, "-s3.cert.file=/tls/server.crt", "-s3.key.file=/tls/server.key"]
+
+
 def test_only_who_needs_it_shares_a_network_with_a_store() -> None:
     members: dict[str, set[str]] = {}
     for name, service in SERVICES.items():

@@ -67,7 +67,10 @@ def refuses_writes(error: Exception) -> bool:
 
 
 def unreachable(why: str, where: str) -> LedgerUnreachable:
-    """Redis at `where` does not answer."""
+    """Redis at `where` does not answer, or not as who it should be."""
+    if "CERTIFICATE_VERIFY_FAILED" in why:
+        fix = "name the authority's file in OVERPAINT_REDIS_CA_FILE, and the host as its certificate does"
+        return _away(f"has a certificate that is not trusted: {why}", where, fix)
     fix = (
         "start Redis there, or a whole farm with `overpaint up`; of one that runs, name the "
         "configuration file (--config overpaint-data/farm.toml), or set OVERPAINT_REDIS_URL"
