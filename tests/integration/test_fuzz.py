@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,8 @@ from overpaint_worker.engine.conductor import Conductor
 from overpaint_worker.engine.limits import FixedLimits
 from overpaint_worker.engine.loop import Loop
 from overpaint_worker.engine.provenance import pixel_digest
-from tests import extra_weights, segmenters
+from tests import extra_weights, fuzzing, segmenters
+from tests.fuzzing import moves_the_terminal
 from tests.hostile import spoiled
 from tests.random_jobs import Asked, asked, picture
 from tests.rendering import house, img2img
@@ -37,6 +37,8 @@ from tests.unit.spec_strategies import specs
 
 SPECS, SPOILED = 500, 20
 """Of each spec that is drawn, this many hostile variants: 10,000 in all."""
+CASES = 60
+"""Mutated inputs of each kind."""
 MEETINGS = 100
 COMPANY = [
     ["Img2Img", "InpaintModel"], ["VaeEncodeInpaint", "LatentNoiseMask"],
@@ -108,10 +110,12 @@ def assert_told(error: SpecError) -> None:
     assert str(back) == words
 
 
-def moves_the_terminal(char: str) -> bool:
-    turns = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-    strange = unicodedata.category(char) in ("Cc", "Zl", "Zp", "Cs") and char != "\n"
-    return strange or unicodedata.bidirectional(char) in turns
+@pytest.mark.parametrize("kind", fuzzing.KINDS)
+def test_mutated_inputs_of_every_kind_give_a_result_or_a_typed_error(kind: str) -> None:
+    """The short form of `bench/fuzz`."""
+    ends = Counter(fuzzing.run(kind, fuzzing.case(kind, 9, number)) for number in range(CASES))
+
+    assert sum(ends.values()) == CASES
 
 
 def test_ten_thousand_hostile_specs_are_refused_in_words_or_parse():

@@ -120,10 +120,11 @@ def prepared(
     """
     from overpaint_shared.job import Output
     from overpaint_worker.engine import encode, masks
+    from overpaint_worker.engine.decoders import Decoders
     from overpaint_worker.engine.packing import heat_files, mask_png
     from overpaint_worker.engine.preparation import open_pictures
 
-    opened = open_pictures(spec, inputs, options.limits)
+    opened = open_pictures(spec, inputs, options.limits, Decoders())
     canvas, findings = opened.canvas, _found(opened, options)
     shown = encode.encode(
         canvas.rgb, Output(), canvas.icc, canvas.alpha, depth=canvas.depth, compat=spec.compat == "comfyui"

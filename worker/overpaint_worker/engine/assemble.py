@@ -12,6 +12,7 @@ from overpaint_shared.errors import SettingsError
 from overpaint_worker import protocol as p
 from overpaint_worker.engine.clipseg.store import SegmenterStore
 from overpaint_worker.engine.conductor import Conductor, Emit
+from overpaint_worker.engine.decoders import Decoders
 from overpaint_worker.engine.families.weights import HashCache
 from overpaint_worker.engine.limits import RowLimits
 from overpaint_worker.engine.loop import Loop
@@ -72,11 +73,14 @@ def build(options: EngineOptions, emit: Emit, hashes: HashCache | None = None) -
     hashes = hashes or HashCache(options.hashes)
     registry = Registry.load(options.registry)
     device = open_device(options.device)
+    decoders = Decoders()
+    decoders.warm()
     house = House(
         models=ModelStore(registry, device, options.kept_models, hashes),
         segmenters=SegmenterStore(registry, device, hashes),
         limits=options.limits,
         device=describe(device),
+        decode=decoders,
     )
     ceiling = max(bucket for bucket in BUCKETS if bucket <= options.max_rows)
     return Conductor(house, emit, loop=Loop(RowLimits(ceiling)), cpu_threads=options.cpu_threads)

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from overpaint_shared.errors import InputError
+from overpaint_shared.errors import InputError, PictureTooCostly
 from overpaint_shared.headers import Header, look
 from overpaint_shared.settings import Limits
 
@@ -103,6 +103,10 @@ def decode(
                 samples = _samples(image)
         except InputError:
             raise
+        except MemoryError as error:
+            fix = "open it in a picture editor and save it again as a PNG"
+            message = "decoding the picture takes more memory than its pixels do"
+            raise PictureTooCostly(message, field=field, fix=fix) from error
         except Exception as error:
             # Pillow's decoders raise a dozen kinds of error for broken bytes; each of them means just that.
             raise _broken(error, field) from error

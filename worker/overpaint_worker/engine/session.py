@@ -23,6 +23,7 @@ from overpaint_shared.job import JobSpec, parse_job
 from overpaint_shared.settings import Limits
 from overpaint_worker.engine.clipseg.findings import Findings, search, texts
 from overpaint_worker.engine.controls import Control
+from overpaint_worker.engine.decoding import Decode, decode
 from overpaint_worker.engine.entries import check_entries, named
 from overpaint_worker.engine.families.prompt import stretches
 from overpaint_worker.engine.faults import all_numbers
@@ -78,6 +79,8 @@ class House:
     segmenters: SegmenterStore
     limits: Limits
     device: DeviceInfo
+    decode: Decode = decode
+    """How strangers' pictures are decoded; an engine does it in processes of their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +152,9 @@ class Session:
             self._spec = resolve(parse_job(self.request.spec_json), self._house.models, self._house.limits)
             for text in self._texts():
                 stretches(text)  # what cannot be read is refused before the device is asked for anything
-            self._opened = open_pictures(self._spec, self.request.inputs, self._house.limits)
+            self._opened = open_pictures(
+                self._spec, self.request.inputs, self._house.limits, self._house.decode
+            )
             if not texts(self._spec):
                 self._begin_with(None)
 
