@@ -33,6 +33,7 @@ from tests.integration.ledgers import (
     states,
     worker,
 )
+from tests.waiting import wait_until
 
 
 def test_a_submitted_job_has_a_record_and_a_message_due(books: Ledger):
@@ -261,6 +262,35 @@ def test_a_release_with_a_stale_token_changes_nothing(books: Ledger):
     current = books.claim("a", "w2").token
     assert books.release("a", stale, ReleaseReason.CRASHED).state is JobState.RUNNING
     assert books.renew("w2", [Beat("a", current)]) == {"a": "ok"}
+
+
+def test_a_worker_without_memory_is_asked_again_later_and_after_three_refusals_no_more(
+    books: Ledger, redis_url: str
+):
+    quick = ledger(redis_url, unable_after_s=0.2)
+    quick.submit([job("a")])
+
+    def refused() -> frozenset[str]:
+        claim = wait_until(lambda: (found := quick.claim("a", "w1")).verdict == "ok" and found)
+        quick.release("a", claim.token, ReleaseReason.NO_MEMORY, "800 MiB of 8192 MiB are free")
+        assert quick.claim("a", "w1").verdict == "skip"
+        record = quick.job("a")
+        assert record is not None
+        assert (record.crashes, record.fault) == (0, "800 MiB of 8192 MiB are free")
+        return record.excluded
+
+    assert [refused(), refused(), refused()] == [frozenset(), frozenset(), {"w1"}]
+    assert quick.claim("a", "w2").verdict == "ok", "another worker may have the memory"
+
+
+def test_a_suspect_is_not_counted_and_runs_alone_until_it_is_replayed(books: Ledger):
+    token = running(books)
+    books.release("a", token, ReleaseReason.SUSPECTED, "killed by signal 9")
+    claim = books.claim("a", "w2")
+    assert (claim.verdict, claim.crashes, claim.suspect, claim.alone) == ("ok", 0, True, True)
+    books.finish("a", claim.token, Failed({"code": "job", "message": "m"}))
+    books.replay("a")
+    assert books.claim("a", "w2").alone is False
 
 
 def test_a_job_that_crashes_too_often_is_dead_and_says_what_happened(books: Ledger):

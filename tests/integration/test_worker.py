@@ -144,13 +144,15 @@ def test_a_picture_in_a_bucket_that_is_not_allowed_is_refused(farm: TestFarm) ->
     assert error["field"] == "source.image"
 
 
-@pytest.mark.parametrize("do", ["unable", "oom"])
-def test_a_job_that_no_worker_can_render_is_given_back_and_then_fails(farm: TestFarm, do: str) -> None:
+@pytest.mark.parametrize(("do", "reason"), [("unable", "unable"), ("oom", "no_memory")])
+def test_a_job_that_no_worker_can_render_is_given_back_and_then_fails(
+    farm: TestFarm, do: str, reason: str
+) -> None:
     worker = farm.start().ready()
     (job_id,) = farm.submit(farm.spec(do=do))
     record = farm.until(job_id, JobState.FAILED)
     assert record.crashes == 0
-    assert worker.said("job.released", reason="unable", job=job_id)
+    assert worker.said("job.released", reason=reason, job=job_id)
     assert record.error is not None
     assert record.error["code"] == "unsupported"
 

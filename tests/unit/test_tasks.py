@@ -354,7 +354,7 @@ def gone(blame: Blame) -> Gone:
     ("answer", "reason"),
     [
         (engine_failed("unsupported", "unable"), ReleaseReason.UNABLE),
-        (engine_failed("out_of_memory", "device"), ReleaseReason.UNABLE),
+        (engine_failed("out_of_memory", "device"), ReleaseReason.NO_MEMORY),
         (engine_failed("engine", "device"), ReleaseReason.SUSPECTED),
         (gone(Blame.GUILTY), ReleaseReason.CRASHED),
         (gone(Blame.SUSPECT), ReleaseReason.SUSPECTED),

@@ -22,7 +22,7 @@ from overpaint_shared.errors import EngineError
 MAX_HEADER_BYTES: Final = 32 * 1024 * 1024
 MAX_FRAME_BYTES: Final = 1024 * 1024 * 1024
 
-STAGES: Final = ("fetch", "prepare", "load", "condition", "encode", "denoise", "decode", "store")
+STAGES: Final = ("fetch", "prepare", "mask", "load", "condition", "encode", "denoise", "decode", "store")
 """A job's way, in order. `fetch` and the upload in `store` are the worker's, all else is the engine's."""
 
 CPU_STAGES: Final = ("prepare", "store")

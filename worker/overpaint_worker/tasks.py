@@ -22,6 +22,7 @@ from overpaint_shared.errors import (
     DeadlineError,
     EngineError,
     JobError,
+    OutOfMemory,
     OverpaintError,
     ServiceError,
     SpecError,
@@ -398,7 +399,9 @@ def _refusal(failed: protocol.Failed, last_words: Callable[[], str], *, alone: b
     error = OverpaintError.from_json(failed.error)
     if failed.kind == "job":
         return Failed(failed.error)
-    if failed.kind == "unable" or error.code == "out_of_memory":  # a larger device may do it
+    if error.code == OutOfMemory.code:  # a larger device may do it, or this one later
+        return GiveBack(ReleaseReason.NO_MEMORY, str(error))
+    if failed.kind == "unable":
         return GiveBack(ReleaseReason.UNABLE, str(error))
     # A device that fails in a batch fails for all its jobs, so only a job alone is counted.
     reason = ReleaseReason.CRASHED if alone else ReleaseReason.SUSPECTED

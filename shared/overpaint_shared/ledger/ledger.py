@@ -56,6 +56,9 @@ if TYPE_CHECKING:
 _PIPELINE: Final = 500
 _RETRIES: Final = 4
 
+MEMORY_REST_S = 30.0
+"""How long a worker that had too little memory for a job is not asked for it, at most."""
+
 
 class Ledger:
     """One face for producers, workers and the reaper. Safe to share between threads.
@@ -312,6 +315,7 @@ class Ledger:
                 settings.max_crashes,
                 settings.keep_failed_s,
                 said,
+                min(MEMORY_REST_S, settings.unable_after_s),
             )
         )
 

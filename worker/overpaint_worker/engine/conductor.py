@@ -22,9 +22,11 @@ from typing import Any, Final
 import structlog
 import torch
 
+from overpaint_shared.errors import OutOfMemory, OverpaintError
 from overpaint_worker import protocol as p
 from overpaint_worker.engine.faults import is_broken_device, judge
 from overpaint_worker.engine.loop import Loop, Turn
+from overpaint_worker.engine.room import NoRoom, relieve, too_little
 from overpaint_worker.engine.session import House, Result, Session, Want
 from overpaint_worker.engine.trajectory import Trajectory
 
@@ -54,6 +56,8 @@ class _Active:
     session: Session
     work: Work
     stage: str = ""
+    tries: bool = False
+    """It waited for room, and has not begun its unit again yet."""
 
 
 @dataclass
@@ -93,6 +97,9 @@ class Conductor:
         self._units: deque[_Active] = deque()
         self._stepping: dict[Trajectory, _Active] = {}
         self._preloads: deque[str] = deque()
+        self._parked: list[_Active] = []
+        self._short: set[Session] = set()
+        """Jobs that wait for room, parked or about to try again. Meanwhile no other job is let in."""
         self._told: dict[tuple[str, int], _Told] = {}
         self._unit: tuple[str, list[str], float] = ("", [], 0.0)
         self._counts = _Counts()
@@ -173,7 +180,7 @@ class Conductor:
 
     def _admit(self) -> None:
         """Start what waits, in order; a job that must run alone waits for all others and lets none in."""
-        while self._pending:
+        while self._pending and not self._short:
             head = self._pending[0]
             if self._started and (head.request.alone or self._started[0].request.alone):
                 return
@@ -228,9 +235,14 @@ class Conductor:
             want = active.work.send(value)
         except StopIteration:
             self._on_cpu(session, "store", session.finish, self._finished)
+            self._unpark()
         except Exception as error:
             self._fail(session, error)
         else:
+            if isinstance(want, NoRoom):
+                self._find_room(active, want)
+                return
+            self._has_room(active)
             if isinstance(want, str):
                 # What has begun goes on before what has not, so that it joins the loop, or leaves, soonest.
                 place = self._units.appendleft if active.stage else self._units.append
@@ -245,6 +257,38 @@ class Conductor:
                 self._stepping[want] = active
                 self.loop.add(want)
                 self._tell(session, "denoise", 0, want.steps)
+
+    def _find_room(self, active: _Active, want: NoRoom) -> None:
+        """Give up what is idle for a job; else let it wait until other jobs have left the device."""
+        session = active.session
+        self._short.add(session)
+        active.tries = True
+        if self._relieve(session):
+            self._go_on(active, None)
+        elif len(self._started) > len(self._parked) + 1:  # a job that stores its picture holds memory, too
+            log.info("job waits for memory", action="job_parked", job=session.name[0], why=want.what)
+            self._parked.append(active)
+        else:
+            active.work.close()
+            self._fail(session, too_little(self.house, want, session.names))
+
+    def _has_room(self, active: _Active) -> None:
+        """It got on. After it waited for room, its unit is announced again first, and only done then."""
+        if active.tries:
+            active.tries = False
+        elif active.session in self._short:
+            self._short.remove(active.session)
+            self._admit()
+
+    def _relieve(self, session: Session | None = None) -> bool:
+        """Give up the weights that no job on the device, nor `session`, uses; whether there were any."""
+        here = [active.session for active in (*self._units, *self._stepping.values(), *self._parked)]
+        return relieve(self.house, {name for each in (*here, session) if each for name in each.names})
+
+    def _unpark(self) -> None:
+        """Something has left the device: those that wait for room try again, first come first."""
+        parked, self._parked = self._parked, []
+        self._units.extendleft(reversed(parked))
 
     def _some_units(self) -> None:
         """One unit, and while jobs step, as many as fit the time of their last turn: half the device each."""
@@ -263,12 +307,21 @@ class Conductor:
 
     def _preload(self, name: str) -> None:
         self._announce("load", [])
+        error = self._loads(name)
+        if error is not None and error["code"] == OutOfMemory.code and self._relieve():
+            error = self._loads(name)
+        if error is not None:
+            why = str(OverpaintError.from_json(error))
+            log.warning("model does not load", action="model_refused", model=name, error=why)
+            self._emit(p.NotLoaded(model=name, error=error))
+
+    def _loads(self, name: str) -> dict[str, Any] | None:
+        """Load a model; why it cannot be, as JSON, since an exception's frames would keep memory."""
         try:
             self._model(name)
         except Exception as error:
-            kind, told = judge(error)
-            log.warning("model does not load", action="model_refused", model=name, kind=kind, error=str(told))
-            self._emit(p.NotLoaded(model=name, error=told.to_json()))
+            return judge(error)[1].to_json()
+        return None
 
     def _one_turn(self) -> None:
         group = self.loop.group()
@@ -315,11 +368,12 @@ class Conductor:
 
     def _take_off(self, session: Session) -> bool:
         """Take a job off the device, between its units; false if it is not there."""
-        for active in self._units:
-            if active.session is session:
-                self._units.remove(active)
-                active.work.close()
-                return True
+        for place in (self._units, self._parked):
+            for active in place:
+                if active.session is session:
+                    place.remove(active)
+                    active.work.close()
+                    return True
         for trajectory, active in self._stepping.items():
             if active.session is session:
                 del self._stepping[trajectory]
@@ -335,6 +389,8 @@ class Conductor:
             if session in where:
                 where.remove(session)
         self._emit(last_word)
+        self._short.discard(session)
+        self._unpark()
         self._admit()
 
     # ------------------------------------------------------------------------------------------ telling

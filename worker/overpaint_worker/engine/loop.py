@@ -56,7 +56,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error)  # the CPU's allocator raises a plain RuntimeError
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    if isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)  # a loader gave it other words
 
 
 class Loop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import structlog
@@ -14,7 +15,7 @@ from overpaint_shared.errors import OverpaintError
 from overpaint_worker.engine.families import FAMILIES, Coder, Family, Model, family
 from overpaint_worker.engine.families.controlnet import ControlNet
 from overpaint_worker.engine.families.lora import Lora, inspect_lora, read_lora
-from overpaint_worker.engine.families.weights import HashCache
+from overpaint_worker.engine.families.weights import HashCache, locate
 from overpaint_worker.registry import (
     ControlnetEntry,
     Entry,
@@ -39,6 +40,9 @@ KEPT_LORAS: Final = 8
 
 T = TypeVar("T")
 
+Named = tuple[str, str]
+"""An entry of the registry: its table and its name."""
+
 
 class Shelf(Generic[T]):
     """The things used last, at most `kept`, each made when it is first asked for."""
@@ -55,6 +59,13 @@ class Shelf(Generic[T]):
             self._held[key] = make()
         self._held.move_to_end(key)
         return self._held[key]
+
+    def keep_only(self, keys: Collection[Hashable]) -> bool:
+        """Give up all others; whether there were any."""
+        idle = [key for key in self._held if key not in keys]
+        for key in idle:
+            del self._held[key]
+        return bool(idle)
 
 
 class ModelStore:
@@ -174,13 +185,41 @@ class ModelStore:
         self._loaded.move_to_end(name)
         return self._loaded[name]
 
+    def relieve(self, in_use: Collection[Named]) -> bool:
+        """Give up all that is loaded and not in use; whether there was anything."""
+        used: dict[str, set[str]] = {}
+        for table, name in in_use:
+            used.setdefault(table, set()).add(name)
+        idle = [name for name in self._loaded if name not in used.get("models", ())]
+        for name in idle:
+            self._give_up(name)
+        given_up = [
+            self._controlnets.keep_only(used.get("controlnets", ())),
+            self._vaes.keep_only(used.get("vaes", ())),
+            self._loras.keep_only(used.get("loras", ())),
+        ]
+        return bool(idle) or any(given_up)
+
+    def weight_bytes(self, in_use: Collection[Named]) -> int:
+        """About how many bytes the weight files of these entries have."""
+        entries = [entry for entry in self.registry.entries() if (entry.table, entry.name) in in_use]
+        return sum(file.stat().st_size for entry in entries for file in _weight_files(entry))
+
+    def _give_up(self, name: str) -> None:
+        log.info("model given up", action="model_unloaded", model=name)
+        del self._loaded[name]
+
     def _make_room(self, in_use: Collection[str]) -> None:
         idle = [name for name in self._loaded if name not in in_use]
         for name in idle[: max(len(self._loaded) + 1 - self._kept, 0)]:
-            log.info("model given up", action="model_unloaded", model=name)
-            del self._loaded[name]
+            self._give_up(name)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _family(self, entry: ModelEntry) -> Family:
         return self._families[entry.family]
+
+
+def _weight_files(entry: Entry) -> list[Path]:
+    path = locate(entry)
+    return [path] if path.is_file() else list(path.rglob("*.safetensors"))

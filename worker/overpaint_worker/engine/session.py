@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
@@ -27,6 +28,7 @@ from overpaint_worker.engine.decoding import Decode, decode
 from overpaint_worker.engine.entries import check_entries, named
 from overpaint_worker.engine.families.prompt import stretches
 from overpaint_worker.engine.faults import all_numbers
+from overpaint_worker.engine.loop import is_out_of_memory
 from overpaint_worker.engine.methods import METHODS, Hint
 from overpaint_worker.engine.packing import Packed, pack
 from overpaint_worker.engine.preparation import Opened, Prepared, begin, open_pictures
@@ -39,6 +41,7 @@ from overpaint_worker.engine.receipt import (
     to_bytes,
     versions,
 )
+from overpaint_worker.engine.room import NoRoom
 from overpaint_worker.engine.sampler import SAMPLERS
 from overpaint_worker.engine.schedules import SCHEDULES
 from overpaint_worker.engine.trajectory import Trajectory
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
     from overpaint_worker.engine.clipseg.store import SegmenterStore
     from overpaint_worker.engine.families import Coder, Model, Work
     from overpaint_worker.engine.families.controlnet import ControlNet
-    from overpaint_worker.engine.models import ModelStore
+    from overpaint_worker.engine.models import ModelStore, Named
     from overpaint_worker.protocol import Render
 
 T = TypeVar("T")
@@ -57,7 +60,7 @@ Load = Callable[[str], "Model"]
 
 Errand = Callable[[], Any]
 """Work for a CPU thread that a job's device part waits for."""
-Want = str | Trajectory | Errand
+Want = str | Trajectory | Errand | NoRoom
 
 FEATURES: Final = frozenset(
     [f"method:{name}" for name in METHODS]
@@ -130,6 +133,15 @@ class Session:
         """The resolved spec; from `prepare` on."""
         return _there(self._spec)
 
+    @property
+    def names(self) -> set[Named]:
+        """All weights that it names; empty before `prepare`."""
+        if self._spec is None:
+            return set()
+        entries = [entry for _, entry in named(self._spec, self._house.models.registry)]
+        found = {("models", self._spec.model), *((entry.table, entry.name) for entry in entries)}
+        return found | {("segmenters", mask.segmenter) for _, mask in texts(self._spec)}
+
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         began = time.perf_counter()
@@ -171,10 +183,7 @@ class Session:
         spec, ready = self.spec, _there(self._ready)
         if ready.skipped:
             return
-        yield "load"
-        with self._timed("load"):
-            model = load(spec.model)
-        loaded = yield from self._loaded(model)
+        loaded = yield from self._loaded((yield from self._brought(lambda: load(spec.model))))
         model, coder, nets = loaded.model, loaded.coder, loaded.nets
         yield "condition"
         with self._timed("condition"):
@@ -188,16 +197,18 @@ class Session:
             model, _there(z0), conditionings, mask=mask, extra=extra, controls=controls
         )
         began = time.perf_counter()
-        self.latent = all_numbers(_there((yield self.trajectory)), model.dtype)
+        latent = self.latent = all_numbers(_there((yield self.trajectory)), model.dtype)
         self._seconds["denoise"] = time.perf_counter() - began
-        self._rendered = yield from self._units("decode", coder.decode(self.latent))
+        self._rendered = yield from self._units("decode", lambda: coder.decode(latent))
 
     def _search(self) -> Generator[Want, Any, None]:
         """Find what the mask's texts name, text by text; the mask itself is made on a CPU thread."""
         opened, found = _there(self._opened), Findings()
         searching = search(self.spec, opened.canvas.rgb, self._house.segmenters)
-        for _ in texts(self.spec):
-            yield "load"  # the first text of a segmenter loads it
+        for path, mask in texts(self.spec):
+            if not self._house.segmenters.has(mask.segmenter):
+                yield from self._brought(partial(self._house.segmenters.get, mask.segmenter, path))
+            yield "mask"
             with self._timed("mask"):
                 found = next(searching)
 
@@ -210,26 +221,37 @@ class Session:
     def _begin_with(self, findings: Findings | None) -> None:
         self._ready = begin(_there(self._opened), self._house.limits, findings)
 
-    def _loaded(self, model: Model) -> Generator[str, Any, _Loaded]:
+    def _brought(self, make: Callable[[], T]) -> Generator[Want, Any, T]:
+        """Load something; again when there is room, where memory was short."""
+        while True:
+            yield "load"
+            try:
+                with self._timed("load"):
+                    return make()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                short = NoRoom(f"load ({_first_line(error)})")
+            yield short  # here, where the exception and its frames are gone
+
+    def _loaded(self, model: Model) -> Generator[Want, Any, _Loaded]:
         """What else the job names: LoRAs laid over its model, a VAE of its own, ControlNets."""
         spec, store = self.spec, self._house.models
         nets: list[ControlNet] = []
         for hint in _there(self._ready).hints:
-            yield "load"
-            with self._timed("load"):
-                nets.append(store.controlnet(hint.controlnet, hint.field))
+            net = yield from self._brought(partial(store.controlnet, hint.controlnet, hint.field))
+            nets.append(net)
         coder: Coder = model
         if spec.vae is not None:
-            yield "load"
-            with self._timed("load"):
-                coder = store.vae(spec.vae)
+            coder = yield from self._brought(partial(store.vae, spec.vae))
         if spec.loras:
-            yield "load"
-            with self._timed("load"):
-                model = model.adapted([(store.lora(use.name), use.weight) for use in spec.loras])
+            bare = model
+            model = yield from self._brought(
+                lambda: bare.adapted([(store.lora(use.name), use.weight) for use in spec.loras])
+            )
         return _Loaded(model, coder, nets)
 
-    def _encoded(self, coder: Coder, picture: Tensor | None) -> Generator[str, Any, Tensor | None]:
+    def _encoded(self, coder: Coder, picture: Tensor | None) -> Generator[Want, Any, Tensor | None]:
         """The latent of a picture [h, w, 3] of the model's size, where there is one."""
         if picture is None:
             return None
@@ -237,17 +259,27 @@ class Session:
         if self.spec.compat == "comfyui" and px.device.type == "cpu":
             # The reference's layout, for which torch's group norm on a CPU adds up coarsely
             px = px.contiguous(memory_format=torch.channels_last)
-        return (yield from self._units("encode", coder.encode(px)))
+        return (yield from self._units("encode", lambda: coder.encode(px)))
 
-    def _units(self, stage: str, work: Work[T]) -> Generator[str, Any, T]:
+    def _units(self, stage: str, begin: Callable[[], Work[T]]) -> Generator[Want, Any, T]:
+        """Work unit by unit; from the start again when there is room, where memory was short."""
+        work = begin()
         while True:
             yield stage
             try:
                 with self._timed(stage):
                     next(work)
+                continue
             except StopIteration as end:
                 result: T = end.value
                 return result
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                short = NoRoom(f"{stage} ({_first_line(error)})")
+            del work
+            yield short
+            work = begin()
 
     def _texts(self) -> list[str]:
         """The prompt, then the negative one where it counts."""
@@ -389,6 +421,10 @@ def _control(model: Model, net: ControlNet, hint: Hint) -> Control:
 def _planes(picture: Tensor, device: torch.device) -> Tensor:
     """[h, w, 3] as [1, 3, h, w] on a device."""
     return picture.permute(2, 0, 1)[None].contiguous().to(device)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _describe(traits: ModelTraits) -> dict[str, Any]:

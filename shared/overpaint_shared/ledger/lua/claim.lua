@@ -25,8 +25,8 @@ end
 if not offers(models, job.model) then return {'skip'} end  -- a stray message; the job has one of its own
 local able = not string.find(',' .. (job.excluded or '') .. ',', ',' .. worker .. ',', 1, true)
 for feature in string.gmatch(job.features or '', '[^,]+') do able = able and offers(features, feature) end
-if not able then
-  exclude(job, worker, at)
+if not able then exclude(job, worker, at) end
+if not able or rests(job, worker, at) then
   -- This message is used up. The reaper sends another with its next round, so nothing spins.
   call('ZADD', 'op:sent:' .. lane_of(job), 'XX', 0, id)
   return {'skip'}

@@ -319,10 +319,26 @@ local function return_job(job, at, keep_s, out)
   if is_late(job, at) then miss_deadline(job, at, keep_s) else come_back(job, at, out) end
 end
 
+-- A worker that has no memory for a job now may have it later: `short:<worker>` is how often it had none, and until when
+-- it is not asked. Beyond MOST_REFUSALS it never is.
+local MOST_REFUSALS = 3
+
+local function rests(job, worker, at)
+  local ends = string.match(call('HGET', 'op:job:' .. job.id, 'short:' .. worker) or '', '^%d+ (%S+)$')
+  return at < (tonumber(ends or 0) or 0)
+end
+
 local function exclude(job, worker, at)
   if not string.find(',' .. (job.excluded or '') .. ',', ',' .. worker .. ',', 1, true) then
     job.excluded = job.excluded and (job.excluded .. ',' .. worker) or worker
     set(job, 'excluded', job.excluded)
   end
   call('HSETNX', 'op:job:' .. job.id, 'unable_since', seconds(at))
+end
+
+local function short_of_memory(job, at, rest_s)
+  local name = 'short:' .. job.worker
+  local count = tonumber(string.match(call('HGET', 'op:job:' .. job.id, name) or '', '^%d+') or 0) + 1
+  set(job, name, string.format('%d %s', count, seconds(at + rest_s)))
+  if count >= MOST_REFUSALS then exclude(job, job.worker, at) end
 end

@@ -1,5 +1,5 @@
 -- Takes a job back from the worker that holds `token`: -> {state now, wake-ups}
-local id, token, reason, detail, window, max_crashes, keep_s, said = unpack(ARGV)
+local id, token, reason, detail, window, max_crashes, keep_s, said, rest_s = unpack(ARGV)
 work_when_full()
 local at, out = clock(), {}
 local job = load(id)
@@ -31,6 +31,7 @@ elseif reason == 'crashed' or reason == 'fault' then
   end
 else
   if reason == 'unable' then exclude(job, job.worker, at) end
+  if reason == 'no_memory' then short_of_memory(job, at, tonumber(rest_s)) end
   if reason == 'suspected' then set(job, 'suspect', '1') end  -- not counted: the next attempt runs alone and shows it
   return_job(job, at, keep_s, out)
 end

@@ -8,6 +8,7 @@ if not (TERMINAL[job.state] and MOVES[job.state].queued) then return {job.state,
 job.attempt, job.class = nil, class_of(job.priority)
 unset(job, 'attempt', 'crashes', 'faults', 'suspect', 'lost', 'lost_at', 'excluded', 'unable_since', 'fault', 'worker',
   'worker_name', 'started')
+for _, name in ipairs(call('HKEYS', 'op:job:' .. id)) do if string.find(name, '^short:') then unset(job, name) end end
 set(job, 'class', job.class)
 if job.deadline_s then start_deadline(job, at) end
 move(job, 'queued', at)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import structlog
 import torch
 
@@ -41,6 +43,18 @@ class SegmenterStore:
                     error=str(error),
                 )  # fmt: skip
         return found
+
+    def has(self, name: str) -> bool:
+        """Whether it is loaded."""
+        return name in self._loaded
+
+    def relieve(self, in_use: Collection[tuple[str, str]]) -> bool:
+        """Give up those that are loaded and not in use; whether there was one."""
+        idle = [name for name in self._loaded if ("segmenters", name) not in in_use]
+        for name in idle:
+            log.info("segmenter given up", action="segmenter_unloaded", model=name)
+            del self._loaded[name]
+        return bool(idle)
 
     def get(self, name: str, field: str = "mask") -> Segmenter:
         """The segmenter, loaded if it is not; `field` is the mask's place in the job.
