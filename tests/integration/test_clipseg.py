@@ -19,7 +19,7 @@ from overpaint_worker.engine.families.vocabulary import clip
 from overpaint_worker.engine.families.weights import HashCache
 from overpaint_worker.registry import Registry
 from tests import segmenters
-from tests.rendering import DEVICE, INPUTS, img2img, kitchen, pixels, render, request
+from tests.rendering import DEVICE, INPUTS, house, img2img, kitchen, pixels, render, request
 from tests.unit.pictures import WIDE, gamma_curve, matrix_icc
 
 WORDS = {"from": "clipseg", "text": "the hat", "threshold": 0.97, "blur": 0.8, "dilation_factor": 1}
@@ -269,6 +269,19 @@ def test_searching_takes_turns_with_other_jobs_steps(registry):
     k.conductor.run_until_idle()
     k.conductor.close()
     assert {name: type(end) for name, end in k.ends().items()} == {"steps": p.Done, "words": p.Done}
+
+
+def test_a_search_has_a_deadline_of_its_own_and_not_a_loads(registry):
+    house.cache_clear()
+    k = kitchen(registry)
+    k.conductor.submit(request("it", job({"from": "combine", "how": "union", "masks": [WORDS, WORDS]})))
+    k.conductor.run_until_idle()
+    k.conductor.close()
+    assert isinstance(k.ends()["it"], p.Done)
+    stages = [said.stage for said in k.said if isinstance(said, p.Progress)]
+    assert stages.index("load") < stages.index("mask") < stages.index("condition")
+    budgets = {said.stage: said.budget_s for said in k.said if isinstance(said, p.Unit)}
+    assert budgets["mask"] == budgets["condition"] < budgets["load"]
 
 
 def test_a_cancelled_search_ends_cancelled(registry):

@@ -207,7 +207,7 @@ class ReleaseReason(StrEnum):
     """The worker itself failed at this job, which is a defect; counted, and beyond `max_crashes` the job is
     dead."""
     NO_MEMORY = "no_memory"
-    """This worker has too little memory for it now; not counted. It is asked again later, three times in all."""
+    """This worker has too little memory now; not counted. It is asked again later, three times in all."""
     UNABLE = "unable"
     """This worker cannot render it; not counted, and this worker is not asked again."""
 

@@ -337,8 +337,8 @@ local function exclude(job, worker, at)
 end
 
 local function short_of_memory(job, at, rest_s)
-  local name = 'short:' .. job.worker
+  local name = 'short:' .. (job.worker or '?')
   local count = tonumber(string.match(call('HGET', 'op:job:' .. job.id, name) or '', '^%d+') or 0) + 1
   set(job, name, string.format('%d %s', count, seconds(at + rest_s)))
-  if count >= MOST_REFUSALS then exclude(job, job.worker, at) end
+  if job.worker and count >= MOST_REFUSALS then exclude(job, job.worker, at) end
 end
