@@ -81,7 +81,8 @@ def test_frames_are_counted_as_far_as_anybody_asks(kind: str) -> None:
 @pytest.mark.parametrize(
     "data",
     [b"", b"GIF89a" + bytes(30), b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"RIFF\0\0\0\0WEBP",
-     b"\xff\xd8\xff\xd9", b"MM\0*\xff\xff\xff\xff"],
+     b"\xff\xd8\xff\xd9", b"MM\0*\xff\xff\xff\xff",
+     b"II+\0\x08\0\0\0" + b"\xff" * 8],
 )  # fmt: skip
 def test_what_is_no_picture_or_has_no_size_has_no_header(data: bytes) -> None:
     assert look(data, "image") is None

@@ -110,7 +110,7 @@ def read_receipt(path: Path) -> Receipt:
         spec, picture = whole["spec"], whole["picture"]
         # A name is a file's beside the receipt, never a way elsewhere.
         name, pixels = Path(str(picture["name"])).name, str(picture["pixels_sha256"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as cause:
         raise InputError(
             f"{path} is no receipt that can be rendered again", field="receipt", value=str(path),
             fix="name a receipt.json, or a PNG as it was rendered",

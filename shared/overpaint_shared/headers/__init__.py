@@ -29,7 +29,7 @@ def look(data: bytes, field: str, name: str = "the picture", *, max_frames: int 
         raise PictureTooCostly(
             f"{name} has {costly}", field=field, value=costly.value, fix=costly.fix
         ) from costly
-    except (struct.error, IndexError):  # cut short: whoever decodes it says so
+    except (struct.error, IndexError, OverflowError):  # cut short, or it leads out of the file
         return None
 
 

@@ -103,6 +103,6 @@ def _next(data: bytes, at: int, layout: _Layout) -> int:
         (count,) = struct.unpack_from(layout.head, data, at)
         behind = at + struct.calcsize(layout.head) + count * struct.calcsize(layout.entry)
         following: int = struct.unpack_from(layout.place, data, behind)[0]
-    except struct.error:  # it leads out of the file
+    except (struct.error, OverflowError):  # it leads out of the file
         return 0
     return following
