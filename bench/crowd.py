@@ -6,6 +6,7 @@ Starts a Redis of its own and submits the jobs as one group. Measured, each as t
 
     status      all records of the group, as `overpaint status --group` reads them
     watch       reads of Redis and share of a core, each second, while all of them wait
+                and fifty events a second tell of another job
     cancel      from the first call until all are cancelled; messages that are then without work
     reaper      a round while the crowd waits, with the CPU of Redis; when a lost message is noticed
 """
@@ -29,6 +30,7 @@ from overpaint_producer.services import start_redis
 from overpaint_producer.submitting import wake
 from overpaint_shared.job import parse_job
 from overpaint_shared.ledger import Ledger, Submission
+from overpaint_shared.ledger.events import channel
 from overpaint_shared.queues import list_name
 from overpaint_shared.settings import Settings
 
@@ -116,11 +118,19 @@ def watch(farm: Farm, client: redis.Redis) -> tuple[float, float]:
     thread.start()
     ready.wait()
     begun = [reads(client), time.process_time(), time.perf_counter()]
-    time.sleep(WATCHED_S)
+    tell_until(client, time.perf_counter() + WATCHED_S)
     wall = time.perf_counter() - begun[2]
     result = (reads(client) - begun[0]) / wall, (time.process_time() - begun[1]) / wall
     thread.join()
     return result
+
+
+def tell_until(client: redis.Redis, end: float) -> None:
+    """Events of another job, fifty a second, as a farm that renders makes them."""
+    event = json.dumps({"job": "another", "state": "running", "attempt": 1, "stage": "denoise"})
+    while time.perf_counter() < end:
+        client.publish(channel(OWNER), event)
+        time.sleep(0.02)
 
 
 def lose_one(reaper: Ledger, client: redis.Redis) -> float:
@@ -161,8 +171,9 @@ def _measure(farm: Farm, client: redis.Redis, jobs: int) -> Figures:
     with timed() as cancel_s:
         farm.cancel(farm.group(GROUP))
     left = sum(client.llen(key) for key in client.keys("m.*"))
-    time.sleep(3)
-    farm.ledger.reap()
+    time.sleep(farm.settings.reap_s)
+    while farm.ledger.reap().holding:  # a reaper that was silent for long holds one lease
+        time.sleep(1)
     after = sum(client.llen(key) for key in client.keys("m.*"))
     return Figures(jobs, status_s, reads_per_s, share, cancel_s[0], left, after, round_ms, cpu_ms, noticed)
 

@@ -44,6 +44,9 @@ DENIED: dict[str, list[tuple[str, ...]]] = {
         ("ZADD", "op:leases", "1", "j"),
         ("ZREM", "op:leases", "j"), ("GET", "op:token"), ("SET", "op:token", "0"), ("INCR", "op:token"),
         ("DEL", "op:token"), ("DEL", "op:nothing:worker"), ("DEL", "op:moves"), ("DEL", "op:census"),
+        # The limits of owners.
+        ("HSET", "op:limits", "max_queued", "0"), ("HSET", "op:limits:ann", "max_queued", "0"),
+        ("HDEL", "op:limits:ann", "max_queued"), ("DEL", "op:limits"),
         # A worker's place.
         ("HSET", "op:worker:w", "record", "{}"), ("DEL", "op:worker:w"), ("EXPIRE", "op:worker:w", "1"),
         ("SET", "op:workers", "x"), ("DEL", "op:workers"), ("SADD", "op:workers", "x"),
