@@ -26,7 +26,6 @@ from overpaint_shared.errors import LedgerUnreachable
 from overpaint_shared.ledger import JobState
 from overpaint_shared.settings import Settings
 from tests.acceptance.commands import environment
-from tests.integration.ledgers import job, ledger
 from tests.waiting import wait_until
 from tests.workers import OWNER, REPOSITORY, TestFarm
 
@@ -199,55 +198,6 @@ def shared_guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded
     finally:
         process.kill()
         process.communicate()
-
-
-@pytest.mark.parametrize("how", ["orderly", "killed", "rewritten"])
-def test_a_restart_keeps_what_scripts_and_transactions_wrote(tmp_path: Path, how: str) -> None:
-    made = Guarded(free_ports(1)[0], {role: secrets.token_urlsafe(24) for role in ROLES})
-    process = start(tmp_path, made.port, made.passwords)
-    try:
-        wait_until(lambda: made.up, what="Valkey answers its operator")
-        books = ledger(made.url("worker"))
-        books.submit([job("waits"), job("runs")])
-        token = books.claim("runs", "w1").token
-        with made.client("operator") as client:
-            if how == "rewritten":
-                client.bgrewriteaof()
-                wait_until(lambda: not rewriting(client), what="the append-only file is rewritten")
-                books.submit([job("later")])
-            client.execute_command("WAITAOF", 1, 0, 5000)
-            before = contents(client)
-        if how == "killed":
-            process.kill()
-        else:
-            process.terminate()
-        process.communicate()
-        process = start(tmp_path, made.port, made.passwords)
-        wait_until(lambda: made.up, what="Valkey answers its operator")
-        with made.client("operator") as client:
-            assert contents(client) == before
-        assert books.claim("waits", "w1").token > token
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def rewriting(client: "redis.Redis") -> bool:
-    """Whether the server rewrites its append-only file, or is about to."""
-    info = client.info("persistence")
-    return bool(info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"])
-
-
-def contents(client: "redis.Redis") -> dict[str, Any]:
-    """All keys and their values."""
-    readers: dict[str, Callable[[str], Any]] = {
-        "string": client.get,
-        "hash": client.hgetall,
-        "set": client.smembers,
-        "list": lambda key: client.lrange(key, 0, -1),
-        "zset": lambda key: client.zrange(key, 0, -1, withscores=True),
-    }
-    return {key: readers[client.type(key)](key) for key in client.keys("*")}
 
 
 @pytest.mark.parametrize("password", ["", "default", "x"])
