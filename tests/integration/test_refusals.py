@@ -183,6 +183,7 @@ def test_a_worker_that_starts_while_redis_refuses_writes_waits_and_then_works(
 ) -> None:
     farm = own_redis.farm(tmp_path)
     try:
+        farm.start().ready().kill_group()  # it has loaded the scripts, which producers may not
         (job_id,) = farm.submit(farm.spec())
         with own_redis.redis.client() as client, refusing(client, own_redis.redis.folder, "NOREPLICAS"):
             worker = farm.start().ready()
@@ -227,7 +228,8 @@ def test_what_stands_in_a_queues_place_is_removed_and_told(own_redis: Shipped, t
             client.delete("m.tiny")
             client.set("m.tiny", "no list")
             worker.until("message.quarantined")
-            assert "in the place of a queue" in json.loads(client.lindex("op:quarantine", 0))["reason"]
+            kept = wait_until(lambda: client.lindex("op:quarantine", 0))
+            assert "in the place of a queue" in json.loads(kept)["reason"]
         (job_id,) = farm.submit(farm.spec())
         farm.until(job_id, DONE)
         assert worker.popen.poll() is None
