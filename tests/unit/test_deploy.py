@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def module(path: Path) -> Any:
 
 VALIDATE = module(DEPLOY / "kubernetes" / "validate.py")
 OVERLAYS = {path.name: VALIDATE.rendered(path) for path in (DEPLOY / "kubernetes" / "overlays").iterdir()}
+WITH_TLS = {name: VALIDATE.with_tls(name) for name in OVERLAYS}
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -444,9 +446,10 @@ def test_images_get_every_file_they_copy() -> None:
 # Kubernetes
 
 
+@pytest.mark.parametrize("built", [OVERLAYS, WITH_TLS], ids=["plain", "with TLS"])
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_an_overlay_holds_against_closed_schemas_and_sense(overlay: str) -> None:
-    assert list(VALIDATE.problems(OVERLAYS[overlay])) == []
+def test_an_overlay_holds_against_closed_schemas_and_sense(overlay: str, built: dict[str, Any]) -> None:
+    assert list(VALIDATE.problems(built[overlay])) == []
 
 
 def changed(kind: str, *path: str | int, to: object) -> list[dict[str, Any]]:
@@ -460,6 +463,11 @@ def changed(kind: str, *path: str | int, to: object) -> list[dict[str, Any]]:
 
 
 POD = ("spec", "template", "spec")
+LATER = [{"name": "URL", "value": "redis://$(PASSWORD)@redis"}, {"name": "PASSWORD", "value": "x"}]
+NO_SECRET = [{"name": "tmp", "secret": {"secretName": "overpaint-tls"}}]
+NO_KEY = [
+    {"name": "tmp", "secret": {"secretName": "overpaint-redis-tls", "items": [{"key": "ca", "path": "ca"}]}}
+]
 
 
 @pytest.mark.parametrize(
@@ -472,11 +480,94 @@ POD = ("spec", "template", "spec")
         (changed("Deployment", *POD, "containers", 0, "image", to="overpaint-worker"), "no tag"),
         (changed("Deployment", *POD, "containers", 0, "securityContext", to={}), "writable"),
         (changed("Deployment", *POD, "securityContext", to={}), "root"),
+        (changed("Deployment", *POD, "containers", 0, "env", to=LATER), "not filled in"),
+        (changed("Deployment", *POD, "volumes", to=NO_SECRET), "mounts the Secret overpaint-tls"),
+        (changed("Deployment", *POD, "volumes", to=NO_KEY), "no such key"),
+        (changed("Deployment", *POD, "volumes", to=[]), "mounts tmp, which is no volume"),
     ],
     ids=lambda value: value if isinstance(value, str) else "changed",
 )
 def test_what_is_wrong_in_a_manifest_is_found(manifests: list[dict[str, Any]], said: str) -> None:
     assert any(said in problem for problem in VALIDATE.problems(manifests))
+
+
+def containers(manifests: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """The first container of each pod, with the name of what makes it, and the pod."""
+    for each in manifests:
+        if pod := each["spec"].get("template", {}).get("spec") if "spec" in each else None:
+            yield each["metadata"]["name"], pod["containers"][0], pod
+
+
+def secret_files(container: dict[str, Any], pod: dict[str, Any]) -> dict[str, str]:
+    """The files that a container gets out of Secrets, and whose they are."""
+    found: dict[str, str] = {}
+    secrets = {volume["name"]: volume["secret"] for volume in pod["volumes"] if "secret" in volume}
+    for mount in container["volumeMounts"]:
+        if secret := secrets.get(mount["name"]):
+            keys = {item["path"] for item in secret.get("items", [])} or VALIDATE.SECRETS[
+                secret["secretName"]
+            ]
+            found |= {f"{mount['mountPath']}/{key}": secret["secretName"] for key in keys}
+    return found
+
+
+@pytest.mark.parametrize("overlay", WITH_TLS)
+def test_with_tls_every_client_in_kubernetes_checks_the_servers_and_none_gets_their_keys(
+    overlay: str,
+) -> None:
+    manifests = WITH_TLS[overlay]
+    (shared,) = [
+        each["data"]
+        for each in manifests
+        if each["metadata"]["name"].startswith("overpaint-") and "data" in each
+    ]
+    names = set()
+    for name, container, pod in containers(manifests):
+        env = {each["name"]: each.get("value") for each in container["env"]}
+        files = secret_files(container, pod)
+        if name in {"redis", "s3"}:
+            continue
+        names.add(name)
+        assert env["OVERPAINT_REDIS_URL"].startswith("rediss://"), name
+        assert files.pop(env["OVERPAINT_REDIS_CA_FILE"]) == "overpaint-redis-tls", name
+        if name == "worker":
+            assert shared["OVERPAINT_S3_ENDPOINT_URL"] == "https://s3:8333"
+            assert files.pop(shared["OVERPAINT_S3_CA_FILE"]) == "overpaint-s3-tls"
+        assert files == {}, name
+    workers = {"worker"} if overlay == "one-gpu" else {"sd15-worker", "sdxl-worker"}
+    assert names == {"flower", "metrics"} | workers
+    assert ("OVERPAINT_S3_CA_FILE" in shared) == (overlay == "one-gpu"), (
+        "S3 elsewhere is the system's to trust"
+    )
+
+
+@pytest.mark.parametrize("overlay", WITH_TLS)
+def test_with_tls_the_servers_in_kubernetes_and_their_probes_find_their_certificates(overlay: str) -> None:
+    servers = {
+        name: (one, pod) for name, one, pod in containers(WITH_TLS[overlay]) if name in {"redis", "s3"}
+    }
+    redis, pod = servers.pop("redis")
+    files = secret_files(redis, pod)
+    start = (DEPLOY / "valkey" / "start.sh").read_text()
+    given = {each["name"]: each["value"] for each in redis["env"] if "_TLS_" in each["name"]}
+    assert {given[f"OVERPAINT_REDIS_TLS_{part}"] for part in ("CERT", "KEY", "CA")} == set(files)
+    assert "for part in CERT KEY CA" in start
+    for probe in ("readinessProbe", "livenessProbe"):
+        plain, tls = (
+            each[1][probe]
+            for each in (*containers(OVERLAYS[overlay]), *containers(WITH_TLS[overlay]))
+            if each[0] == "redis"
+        )
+        words = tls["exec"]["command"][-1]
+        assert f"valkey-cli --tls --cacert {given['OVERPAINT_REDIS_TLS_CA']} " in words
+        other = copy.deepcopy(tls)
+        other["exec"]["command"][-1] = re.sub(r"--tls --cacert \S+ ", "", words)
+        assert other == plain, "the same question, asked with the same patience"
+    for s3, pod in servers.values():
+        files = secret_files(s3, pod)
+        told = dict(each.split("=", 1) for each in s3["args"] if "=" in each)
+        assert {told["-s3.cert.file"], told["-s3.key.file"]} <= set(files)
+        assert {s3[probe]["httpGet"]["scheme"] for probe in ("readinessProbe", "livenessProbe")} == {"HTTPS"}
 
 
 def test_workers_are_scaled_on_what_the_ledger_says_and_never_to_none() -> None:
