@@ -19,7 +19,7 @@ from tests.chaos.faults import Faults, Hit
 from tests.chaos.invariants import Inspector, Verdict
 from tests.chaos.plan import Plan, PlannedJob
 from tests.chaos.producers import Producers, keep
-from tests.chaos.recovery import Waits, after_engines, after_hosts, attempts
+from tests.chaos.recovery import Waits, after_engines, after_hosts, attempts, outages
 from tests.shipped import QUICK
 from tests.waiting import wait_until
 
@@ -173,7 +173,9 @@ class Campaign:
         keep(self.folder / "faults.json", [hit.to_json() for hit in self.faults.hits])
         keep(self.folder / "jobs.json", self.producers.accepted)
         self.hurt.workers.stop()
-        inspector = Inspector(self.hurt, self.plan, self.producers, self.references)
+        inspector = Inspector(
+            self.hurt, self.plan, self.producers, self.references, outages(self.faults.hits)
+        )
         keep(self.folder / "records.json", inspector.records)
         verdict = inspector.inspect()
         verdict.broken += [

@@ -3,7 +3,7 @@
 import json
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from io import BytesIO
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from overpaint_shared.errors import EXIT_SERVICE
 from overpaint_shared.setting_views import LedgerSettings
-from tests.chaos.farm import Hurt
+from tests.chaos.farm import Hurt, Life
 from tests.chaos.faults import ODD
 from tests.chaos.plan import POISONS, Plan, PlannedJob
 from tests.chaos.producers import Producers
@@ -41,6 +42,8 @@ class Verdict:
     poison_dead: int = 0
     poison: int = 0
     unasked: int = 0
+    refused_starts: int = 0
+    """Workers that left because a server was away when they started, to be started again."""
     defects: int = 0
     broken: list[str] = field(default_factory=list)
 
@@ -48,8 +51,16 @@ class Verdict:
 class Inspector:
     """Looks at a farm whose jobs have ended and whose workers have left."""
 
-    def __init__(self, hurt: Hurt, plan: Plan, producers: Producers, references: dict[int, bytes]) -> None:
+    def __init__(
+        self,
+        hurt: Hurt,
+        plan: Plan,
+        producers: Producers,
+        references: dict[int, bytes],
+        outages: Sequence[tuple[float, float]] = (),
+    ) -> None:
         self.hurt, self.plan, self.producers, self.references = hurt, plan, producers, references
+        self.outages = outages
         self.verdict = Verdict()
         with hurt.on.redis.client() as client:
             _without_odd(client)
@@ -175,7 +186,9 @@ class Inspector:
     def _workers(self) -> None:
         for life in self.hurt.workers.lives:
             name, code = life.process.log.stem, life.code
-            if life.unasked:
+            if life.unasked and self._refused(life):
+                self.verdict.refused_starts += 1
+            elif life.unasked:
                 self.verdict.unasked += 1
                 self._break(f"{name} ended by itself, status {code}: {life.process.log.read_text()[-300:]}")
             elif life.hurt in {"worker.stop", "end"} and code != 0:
@@ -186,6 +199,11 @@ class Inspector:
                     self._break(f"{name}: {json.dumps(line)[:600]}")
         if orphans := self.hurt.orphans():
             self._break(f"processes are left: {orphans}")
+
+    def _refused(self, life: Life) -> bool:
+        """Whether it left at its start, with the status that says that a server is away, and one was."""
+        away = any(first < (life.ended or 0) and last > life.began for first, last in self.outages)
+        return away and life.code == EXIT_SERVICE and not life.process.said("worker.started")
 
     def _leftovers(self) -> None:
         """When the garbage is collected, nothing is left but what records name."""

@@ -88,7 +88,7 @@ def _of_life(life: Life) -> Iterable[Attempt]:
 
 def after_hosts(hits: Iterable[Hit], found: dict[str, list[Attempt]], lease_s: float) -> Waits:
     """From the end of a host to the claim of its jobs elsewhere."""
-    clock = _Clock(Waits(), _outages(hits), lease_s)
+    clock = _Clock(Waits(), outages(hits), lease_s)
     for hit in hits:
         if hit.fault.kind in HOST_ENDS and hit.life is not None:
             for one, following in _held(hit.life, hit.began, found):
@@ -101,7 +101,7 @@ def after_engines(
     lives: Iterable[Life], hits: Iterable[Hit], found: dict[str, list[Attempt]], *, real: bool
 ) -> Waits:
     """From the end of an engine to the next start of its jobs."""
-    clock = _Clock(Waits(), _outages(hits))
+    clock = _Clock(Waits(), outages(hits))
     for life in lives:
         if life.slot.real == real:
             for line in life.process.lines:
@@ -122,7 +122,8 @@ def _held(
                 yield one, those[number + 1] if number + 1 < len(those) else None
 
 
-def _outages(hits: Iterable[Hit]) -> list[tuple[float, float]]:
+def outages(hits: Iterable[Hit]) -> list[tuple[float, float]]:
+    """From when to when a server was away."""
     return [
         (hit.began, hit.ended or hit.began)
         for hit in hits

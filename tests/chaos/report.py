@@ -67,6 +67,7 @@ _ROWS: Final = {
     "innocents dead or failed": lambda r: r.verdict.innocents_dead,
     "poison dead": lambda r: f"{r.verdict.poison_dead} of {r.verdict.poison}",
     "workers that ended unasked": lambda r: r.verdict.unasked,
+    "starts refused while a server was away": lambda r: r.verdict.refused_starts,
     "defects in logs": lambda r: r.verdict.defects,
     "after a host, s: p50/p95/max": lambda r: _waits(r.hosts),
     "after an engine, s: p50/p95/max": lambda r: _waits(r.engines),

@@ -49,6 +49,7 @@ class World:
         )
         self.client, self.s3 = shipped.redis.client(), shipped.s3.client()
         self.bucket = settings.s3_bucket
+        self.ledger.load_scripts()  # a worker's part
         self.producers.prepare()
         for job in JOBS:
             self.producers.submit(job)
@@ -88,7 +89,9 @@ class World:
             lines=list(lines),
             said=lambda action: [line for line in lines if line.get("action") == action],
         )
-        life = SimpleNamespace(process=process, code=code, hurt=hurt, unasked=hurt is None)
+        life = SimpleNamespace(
+            process=process, code=code, hurt=hurt, unasked=hurt is None, began=1.0, ended=2.0
+        )
         self.hurt.workers.slots = [SimpleNamespace(lives=[life])]  # type: ignore[list-item]
 
     def end(self) -> None:
@@ -148,6 +151,10 @@ SPOILED: dict[str, tuple[Callable[[World], object], str]] = {
     "a message is left": (lambda w: w.client.lpush("m.alpha", "x"), "messages are left"),
     "a file is left": (lambda w: _put(w, "results/nobody/1/image.png", b"x"), "are left, or missing"),
     "a worker ended by itself": (lambda w: w.life(code=1, hurt=None), "ended by itself"),
+    "a worker left at its start though no server was away": (
+        lambda w: w.life(code=3, hurt=None),
+        "ended by itself",
+    ),
     "a worker did not stop well": (lambda w: w.life(code=1, hurt="worker.stop"), "asked to stop"),
     "a defect in a log": (lambda w: w.life({"action": "reaper.unexpected"}), "reaper.unexpected"),
     "an error without a type": (lambda w: w.producers.untyped.append("KeyError"), "without a type"),

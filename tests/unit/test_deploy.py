@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from overpaint_producer.cli import cli
+from overpaint_shared.errors import EXIT_SERVICE
 from overpaint_worker.main import command as overpaint_worker
 from tests.compose import new_passwords, read_unit, worker_env
 
@@ -184,6 +185,14 @@ def test_systemd_asks_only_the_worker_to_stop() -> None:
         assert unit["ProtectSystem"] == "strict", path.name
         assert unit["NoNewPrivileges"] == "yes", path.name
         assert unit["User"] != "root", path.name
+
+
+def test_systemd_gives_no_worker_up_while_a_server_is_away() -> None:
+    """Ten starts within an outage of a minute would else be its last."""
+    unit = read_unit(DEPLOY / "systemd" / "overpaint-worker@.service")
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
+    assert unit["Service"]["Restart"] == "on-failure"
+    assert str(EXIT_SERVICE) not in unit["Service"]["RestartPreventExitStatus"].split()
 
 
 # Compose
