@@ -1,5 +1,7 @@
 """The farm as shipped: a job goes through it, and its roles are refused nothing that they need."""
 
+from pathlib import Path
+
 from overpaint_shared.ledger import JobState
 from tests.shipped import Shipped, ShippedFarm
 
@@ -19,6 +21,18 @@ def test_a_job_goes_through_the_farm_as_shipped(shipped: Shipped, shipped_farm: 
     assert shipped.redis.denied() == set()
     worker.terminate()
     assert worker.wait() == 0
+
+
+def test_a_producer_that_lists_workers_asks_for_nothing_that_it_may_not(
+    shipped: Shipped, tmp_path: Path
+) -> None:
+    with shipped.redis.client() as operator:
+        operator.acl_log_reset()
+        operator.sadd("op:workers", "dead")
+        farm = shipped.farm(tmp_path)
+        assert farm.ledger.workers() == []
+        assert shipped.redis.denied() == set()
+    farm.end()
 
 
 def test_a_server_can_be_frozen_and_thawed(own_redis: Shipped) -> None:

@@ -154,7 +154,7 @@ class Reaper:
 
     def _fail_unable(self, found: "_Findings") -> None:
         """Fail what no live worker has been able to render for `unable_after_s`."""
-        live, odd = roster.workers(self._client)
+        live, odd = roster.workers(self._client, tidy=True)
         for worker_id, why in odd.items():
             roster.put_aside(self._client, worker_id, why)
             found.odd.append(f"op:worker:{worker_id} {why}")

@@ -33,10 +33,10 @@ MEMBERS: Final[Mapping[str, type]] = {
 Client = Any  # as in listing.py
 
 
-def workers(client: Client) -> tuple[list[WorkerRecord], dict[str, str]]:
+def workers(client: Client, *, tidy: bool = False) -> tuple[list[WorkerRecord], dict[str, str]]:
     """The live workers, by name, and why the records of others cannot be read, by id.
 
-    Names of dead ones are dropped from the index.
+    `tidy`: names of dead ones are dropped from the index. That is for workers; others may only look.
     """
     ids = sorted(tolerated(client.smembers, "op:workers") or ())
     with client.pipeline(transaction=False) as pipe:
@@ -45,8 +45,8 @@ def workers(client: Client) -> tuple[list[WorkerRecord], dict[str, str]]:
         rows = answers(pipe)
     found = dict(zip(ids, rows, strict=True))
     dead = [worker_id for worker_id, row in found.items() if row == {}]
-    if dead:  # one that announces itself in this moment does so again soon
-        with suppress(ResponseError):  # who may only look, or may not write now, leaves it to others
+    if dead and tidy:  # one that announces itself in this moment does so again soon
+        with suppress(ResponseError):  # a server that takes no writes now
             client.srem("op:workers", *dead)
     live: list[WorkerRecord] = []
     odd: dict[str, str] = {}
