@@ -58,12 +58,14 @@ def new_passwords() -> dict[str, str]:
     return dict(line.split("=", 1) for line in made.splitlines())
 
 
-def worker_env(folder: Path, address: str, environment: dict[str, str], more: str = "") -> str:
+def worker_env(
+    folder: Path, address: str, environment: dict[str, str], more: str = "", *, options: tuple[str, ...] = ()
+) -> str:
     """What `deploy/worker-env` prints where `.env` holds this environment, and `more`."""
     (folder / "deploy").mkdir(exist_ok=True)
     shutil.copy(ROOT / "deploy" / "worker-env", folder / "deploy")
     (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in environment.items()) + more)
-    words = [folder / "deploy" / "worker-env", address]
+    words = [folder / "deploy" / "worker-env", *options, address]
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 

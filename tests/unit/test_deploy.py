@@ -52,12 +52,14 @@ def services(**environment: str) -> dict[str, Any]:
 SERVICES = services()
 
 
-def worker_host(tmp_path: Path, env: str = "") -> dict[str, Any]:
+def worker_host(tmp_path: Path, env: str = "", *, tls: bool = False) -> dict[str, Any]:
     """The services of a host that has a worker alone, as `deploy/worker-env` and `worker.yml` make them."""
-    (tmp_path / "worker.env").write_text(worker_env(tmp_path, "10.0.0.1", new_passwords(), env))
+    told = worker_env(tmp_path, "10.0.0.1", new_passwords(), env, options=("--tls",) * tls)
+    (tmp_path / "worker.env").write_text(told)
+    over = ["-f", DEPLOY / "worker.tls.yml"] * tls
     done = subprocess.run(
         [SCRIPTS / "docker-compose", "--env-file", tmp_path / "worker.env", "-f", DEPLOY / "worker.yml",
-         "config", "--format", "json"],
+         *over, "config", "--format", "json"],
         env={"PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
@@ -249,6 +251,41 @@ def test_a_host_with_a_worker_alone_uses_the_s3_server_that_the_farm_uses(tmp_pa
     found = worker_host(tmp_path, "OVERPAINT_S3_ENDPOINT_URL=\nOVERPAINT_S3_BUCKET=mine\n")["gpu"]
     assert found["environment"]["OVERPAINT_S3_ENDPOINT_URL"] == "", "Amazon's own"
     assert found["environment"]["OVERPAINT_S3_BUCKET"] == "mine"
+
+
+CA_FILE = "/etc/overpaint/tls/ca.crt"
+
+
+def as_systemd_reads(tmp_path: Path) -> dict[str, str]:
+    """A host's `worker.env`, which its unit reads as it is."""
+    return dict(line.split("=", 1) for line in (tmp_path / "worker.env").read_text().splitlines())
+
+
+def test_a_host_with_a_worker_alone_speaks_tls_if_asked_to_in_a_container_and_under_systemd(
+    tmp_path: Path,
+) -> None:
+    worker = worker_host(tmp_path, tls=True)["gpu"]
+    names = ("REDIS_URL", "REDIS_CA_FILE", "S3_ENDPOINT_URL", "S3_CA_FILE")
+    for env in (as_systemd_reads(tmp_path), worker["environment"]):
+        redis_url, redis_ca, s3_url, s3_ca = (env[f"OVERPAINT_{name}"] for name in names)
+        assert re.fullmatch(r"rediss://worker:[0-9a-f]{48}@10\.0\.0\.1:6379/0", redis_url)
+        assert (s3_url, redis_ca, s3_ca) == ("https://10.0.0.1:8333", CA_FILE, CA_FILE)
+    mounted = {volume["target"]: volume["source"] for volume in worker["volumes"]}
+    assert mounted[str(Path(CA_FILE).parent)] == str(Path(CA_FILE).parent)
+
+
+def test_a_host_with_tls_may_use_an_s3_server_that_the_system_trusts(tmp_path: Path) -> None:
+    elsewhere = "OVERPAINT_S3_ENDPOINT_URL=https://s3.example\nOVERPAINT_S3_CA_FILE=\n"
+    worker = worker_host(tmp_path, elsewhere, tls=True)["gpu"]
+    for env in (as_systemd_reads(tmp_path), worker["environment"]):
+        assert env["OVERPAINT_S3_ENDPOINT_URL"] == "https://s3.example"
+        assert env["OVERPAINT_S3_CA_FILE"] == ""
+        assert env["OVERPAINT_REDIS_CA_FILE"] == CA_FILE
+
+
+def test_without_tls_a_workers_host_is_told_of_no_authority(tmp_path: Path) -> None:
+    worker_host(tmp_path)
+    assert "CA_FILE" not in (tmp_path / "worker.env").read_text()
 
 
 def test_a_worker_is_the_same_alone_and_in_the_whole_farm(tmp_path: Path) -> None:
