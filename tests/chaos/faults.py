@@ -337,8 +337,10 @@ class Faults:
     @staticmethod
     def _no_hash(client: "redis.Redis", name: str) -> str:
         client.set(f"op:job:{name}", "text")
-        for key in ("op:leases", f"op:queued:{MODELS[0]}", f"op:sent:3:{MODELS[0]}:ann", "op:expiry"):
+        lane = f"3:{MODELS[0]}:ann"
+        for key in ("op:leases", f"op:queued:{MODELS[0]}", f"op:sent:{lane}", "op:expiry"):
             client.zadd(key, {name: 1.0})
+        client.zadd("op:lanes", {lane: 0.0}, nx=True)  # so that a reaper comes by
         return f"op:job:{name} is text"
 
     @staticmethod
