@@ -15,7 +15,7 @@ import redis
 from overpaint_shared.ledger import TERMINAL
 from overpaint_shared.setting_views import LedgerSettings
 from tests.chaos.farm import Hurt
-from tests.chaos.faults import Faults, Hit
+from tests.chaos.faults import ODD, Faults, Hit
 from tests.chaos.invariants import Inspector, Verdict
 from tests.chaos.plan import Plan, PlannedJob
 from tests.chaos.producers import Producers, keep
@@ -150,12 +150,12 @@ class Campaign:
             return None
 
     def _wait(self) -> None:
-        """Until all jobs have ended and no message is left. If that takes too long, the verdict shows it."""
+        """Until all jobs have ended and nothing is left. If that takes too long, the verdict shows it."""
         zero = time.monotonic()
         every = {job.number for job in self.plan.jobs}
         last = 0.0
         while time.monotonic() < zero + self.plan.shape.end_s:
-            if not self.faults.pending and self._left(every) == 0 and not self._messages():
+            if not self.faults.pending and self._left(every) == 0 and not self._leftovers():
                 break
             if time.monotonic() > last + 15:
                 last = time.monotonic()
@@ -164,9 +164,18 @@ class Campaign:
         self.producers.over.set()
         self.faults.close()
 
-    def _messages(self) -> bool:
+    def _leftovers(self) -> bool:
+        """Whether workers and reapers still have something to take away."""
         with self.hurt.on.redis.client() as client:
-            return any(client.type(key) == "list" for key in client.scan_iter("m.*", count=1000))
+            sets = [
+                "op:leases",
+                "op:expiry",
+                *client.scan_iter("op:sent:*"),
+                *client.scan_iter("op:queued:*"),
+            ]
+            odd = [name for key in sets for name, _ in client.zscan_iter(key, f"{ODD}*")]
+            lists = [key for key in client.scan_iter("m.*", count=1000) if client.type(key) == "list"]
+            return bool(odd or lists or client.zcard("op:leases"))
 
     def _verdict(self, began: float) -> Result:
         self.say(f"{len(self.producers.accepted)} jobs accepted; the workers stop")
