@@ -9,6 +9,8 @@
 #   OVERPAINT_REDIS_TLS_CERT, ..._TLS_KEY, ..._TLS_CA   files in PEM format. With them the server speaks TLS alone, at
 #   OVERPAINT_REDIS_TLS_PORT        (default 6379); a replica also reaches its primary by TLS.
 #   OVERPAINT_ACL_FILE              where the users are written, anew at each start (default /run/valkey/users.acl).
+#   OVERPAINT_CGROUPS               where control groups are mounted (default /sys/fs/cgroup): the server is not started if
+#                                   `maxmemory` is more than two thirds of their memory limit.
 # `passwd.sh` changes a role's password while the server runs; what it did is kept in the data folder (--dir), in
 # the file `passwords`, until the environment names a password that it does not know.
 #
@@ -24,11 +26,15 @@ fail() {
     exit 2
 }
 
-# The data folder: the last --dir among the options.
+# The last one among the options counts.
 data=.
+maxmemory=$(sed -n 's/^ *maxmemory  *//p' "${2:-/dev/null}" | tail -n 1)
 previous=
 for word in "$@"; do
-    [ "$previous" != --dir ] || data=$word
+    case $previous in
+        --dir) data=$word ;;
+        --maxmemory) maxmemory=$word ;;
+    esac
     previous=$word
 done
 
@@ -92,6 +98,47 @@ if [ -n "${OVERPAINT_REDIS_TLS_CERT:-}${OVERPAINT_REDIS_TLS_KEY:-}${OVERPAINT_RE
     set -- "$@" --port 0 --tls-port "${OVERPAINT_REDIS_TLS_PORT:-6379}" --tls-cert-file "$OVERPAINT_REDIS_TLS_CERT" \
         --tls-key-file "$OVERPAINT_REDIS_TLS_KEY" --tls-ca-cert-file "$OVERPAINT_REDIS_TLS_CA" --tls-auth-clients no \
         --tls-replication yes --tls-protocols "TLSv1.2 TLSv1.3"
+fi
+
+# A size as Valkey writes it, in bytes; nothing if it is none.
+bytes() {
+    number=$(printf %s "$1" | sed -n 's/^0*\([0-9][0-9]*\)[A-Za-z]*$/\1/p')
+    case $number$(printf %s "$1" | tr -d '[:digit:]' | tr '[:upper:]' '[:lower:]') in
+        "$number" | "$number"b) unit=1 ;;
+        "$number"k) unit=1000 ;;
+        "$number"kb) unit=1024 ;;
+        "$number"m) unit=1000000 ;;
+        "$number"mb) unit=1048576 ;;
+        "$number"g) unit=1000000000 ;;
+        "$number"gb) unit=1073741824 ;;
+        *) return 0 ;;
+    esac
+    [ -z "$number" ] || echo $((number * unit))
+}
+
+# The memory limits of our control groups and of those above them, in bytes. A container sees its own at the top.
+limits() {
+    { cat /proc/self/cgroup 2>/dev/null || true; echo 0::/; echo 1:memory:/; } | while IFS=: read -r _ kind path; do
+        case ,$kind, in
+            ,,) file=memory.max ;;
+            *,memory,*) path=/memory$path file=memory.limit_in_bytes ;;
+            *) continue ;;
+        esac
+        while cat "${OVERPAINT_CGROUPS:-/sys/fs/cgroup}$path/$file" 2>/dev/null || true; [ -n "$path" ]; do
+            path=${path%/*}
+        done
+    done
+}
+
+limit=$(limits | grep '^[0-9][0-9]*$' | sort -n | head -n 1)
+filled=$(bytes "${maxmemory:-0}")
+# While the append-only file is rewritten, what is changed meanwhile is there twice. Version 1 writes no limit as 2^63.
+if [ "${limit:-9000000000000000000}" -lt 9000000000000000000 ] && [ -n "$filled" ]; then
+    [ "$filled" -gt 0 ] || fail "memory is limited to $limit bytes here and maxmemory is not set; start with --maxmemory \
+$((limit / 2)), so that a full server refuses jobs and is not ended"
+    [ $((filled + filled / 2)) -le "$limit" ] || fail "maxmemory is $filled bytes, and memory is limited to $limit bytes here. \
+Make the limit twice maxmemory, or 1.5 times at least. maxmemory: --maxmemory, under Compose OVERPAINT_REDIS_MEMORY. The limit: \
+under Compose OVERPAINT_REDIS_MEMORY_LIMIT, in Kubernetes resources.limits.memory, with systemd MemoryMax."
 fi
 
 unset password OVERPAINT_REDIS_PRODUCER_PASSWORD OVERPAINT_REDIS_WORKER_PASSWORD OVERPAINT_REDIS_MONITOR_PASSWORD \

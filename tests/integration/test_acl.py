@@ -76,7 +76,7 @@ def asking(url: str, user: str, password: str) -> Callable[[str], Any]:
 
 def start(folder: Path, port: int, passwords: dict[str, str]) -> "subprocess.Popen[str]":
     given = {f"OVERPAINT_REDIS_{role.upper()}_PASSWORD": password for role, password in passwords.items()}
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--maxmemory", "256mb"]
     return subprocess.Popen(
         children.guarded([str(DEPLOYED / "start.sh"), str(VALKEY), str(DEPLOYED / "valkey.conf"), *options]),
         env={"PATH": os.environ["PATH"], "OVERPAINT_ACL_FILE": str(folder / "users.acl")} | given,

@@ -387,7 +387,7 @@ class Encrypted:
             self.process = subprocess.Popen(
                 children.guarded(
                     [str(DEPLOYED / "start.sh"), str(program / "redis-server"), str(DEPLOYED / "valkey.conf"),
-                     "--bind", "127.0.0.1", "--dir", str(folder)]
+                     "--bind", "127.0.0.1", "--dir", str(folder), "--maxmemory", "256mb"]
                 ),
                 env=given
                 | {
