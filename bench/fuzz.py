@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 HANG_S = 30.0
 SLOW_S = 5.0
 """Of the process's own time, for one case."""
+TELL_S = 60.0
 MOST_MEMORY = 3 * 2**30
 MOST_GROWTH = 2**30
 """Bytes by which a case may raise the process's peak."""
@@ -41,6 +42,16 @@ class Tally:
     ends: Counter[tuple[str, str]] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    told: float = field(default_factory=time.monotonic)
+
+    def tell(self) -> None:
+        """Print a line each minute, so that a person sees that the run goes on."""
+        now = time.monotonic()
+        if now - self.told >= TELL_S:
+            self.told = now
+            cases, minutes = sum(self.ends.values()), (now - self.began) / 60
+            print(f"{minutes:.0f} min: {cases} cases, {len(self.failures)} failures", flush=True)
 
 
 def child(kinds: Sequence[str], seed: int, first: int) -> None:
@@ -100,6 +111,7 @@ def _one_process(kinds: Sequence[str], seed: int, first: int, until: float, tall
             *lines, rest = (rest + more).split(b"\n")
             for line in lines:
                 begun = _heard(json.loads(line), begun, seed, tally)
+            tally.tell()
     finally:
         process.kill()
         process.wait()
