@@ -21,7 +21,8 @@ from typing import TypeVar
 from overpaint_producer import children
 from overpaint_producer.children import Child
 from overpaint_producer.private_files import private_folder, write_private
-from overpaint_producer.weed_security import write_security
+from overpaint_producer.weed_ports import open_to_strangers
+from overpaint_producer.weed_security import check_security, write_security
 from overpaint_shared.errors import ServiceError
 
 HOST = "127.0.0.1"
@@ -181,6 +182,7 @@ def _run_s3(
     identity = {"name": "farm", "credentials": [keys], "actions": ["Admin"]}
     write_private(folder / "s3.json", json.dumps({"identities": [identity]}))
     write_security(folder)
+    check_security(folder)
     argv = [
         program,
         f"-config_dir={folder}",
@@ -207,7 +209,19 @@ def _run_s3(
     )
     with _quick_client(service) as answers:
         children.wait_ready(child, answers, timeout_s=READY_S)
+    _refuse_open_ports(service)
     return service
+
+
+def _refuse_open_ports(service: S3Service) -> None:
+    """`weed` must not serve strangers. Raises ServiceError."""
+    grpc = [port for name, port in service.ports.items() if name.endswith(".grpc")]
+    if found := open_to_strangers(HOST, grpc):
+        service.kill()
+        raise ServiceError(
+            f"The S3 server's own ports {', '.join(map(str, found))} ask for no certificate; it was stopped.",
+            fix=f"read {service.child.log}, and delete {service.dir / 'security.toml'}: new keys are made",
+        )
 
 
 def _weed_options(folder: Path, bucket: str) -> list[str]:

@@ -3,6 +3,7 @@
 Tried on `overpaint up`'s own S3 server and on the compose file's, on every port that listens.
 """
 
+import json
 import os
 import re
 import socket
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import boto3
@@ -21,8 +23,13 @@ import psutil
 import pytest
 from botocore.exceptions import ClientError
 
-from overpaint_producer.services import S3Service, find_weed
-from overpaint_producer.weed_security import CERTIFICATE, KEY, write_security
+from overpaint_producer import services, weed_security
+from overpaint_producer.doctor import check_store, store_facts
+from overpaint_producer.doctor.findings import Level
+from overpaint_producer.services import S3Service, find_weed, start_s3
+from overpaint_producer.weed_security import CERTIFICATE, CONFIG, KEY, write_security
+from overpaint_shared.errors import ServiceError
+from overpaint_shared.settings import Settings
 from tests.shipped import Shipped
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
@@ -194,3 +201,89 @@ def test_the_keys_outlive_a_restart_and_only_their_owner_reads_them(served: Serv
     assert {path.name: path.read_bytes() for path in served.keys.iterdir() if path.is_file()} == before
     for name in ("security.toml", KEY):
         assert (served.keys / name).stat().st_mode & 0o077 == 0, name
+
+
+@pytest.mark.parametrize("how", ["damaged", "another's", "moved", "half written"])
+def test_up_starts_no_s3_server_whose_keys_cannot_be_used(how: str, tmp_path: Path) -> None:
+    folder = tmp_path / "s3"
+    folder.mkdir()
+    write_security(folder)
+    if how == "damaged":
+        (folder / KEY).write_text("no key")
+    elif how == "another's":
+        (tmp_path / "other").mkdir()
+        write_security(tmp_path / "other")
+        (tmp_path / "other" / KEY).replace(folder / KEY)
+    elif how == "moved":
+        folder = folder.rename(tmp_path / "s3-moved")
+    else:
+        (folder / CONFIG).write_text((folder / CONFIG).read_text().partition("[grpc.s3]")[0])
+    with pytest.raises(ServiceError, match="keys cannot be used by the user") as refused:
+        start_s3(folder)
+    assert f"delete {CONFIG}" in str(refused.value.fix)
+    (folder / CONFIG).unlink()
+    start_s3(folder).kill()  # as the fix says
+
+
+def test_keys_that_the_servers_user_cannot_read_are_refused_as_compose_makes_them(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    is_root = os.geteuid() == 0
+    user = f"{NOBODY}:{NOBODY}" if is_root else f"{os.geteuid()}:{os.getegid()}"
+    made = ["weed_security", str(tmp_path), user]
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    assert weed_security.main(made) == 0
+    locked = tmp_path if is_root else tmp_path / KEY
+    locked.chmod(0o700 if is_root else 0)
+    assert weed_security.main(made) == 1
+    assert f"cannot be used by the user {user.partition(':')[0]}" in capfd.readouterr().err
+
+
+def test_a_server_that_fell_back_to_plain_grpc_is_stopped_and_the_doctor_calls_it_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "write_security", lambda _: None)
+    monkeypatch.setattr(services, "check_security", lambda _: None)
+    folder = tmp_path / "overpaint-data" / "s3"
+    with pytest.raises(ServiceError, match="ask for no certificate; it was stopped"):
+        start_s3(folder)
+    monkeypatch.setattr(services, "_refuse_open_ports", lambda _: None)
+    monkeypatch.chdir(tmp_path)
+    open_one = start_s3(folder)
+    try:
+        names = ("endpoint_url", "access_key", "secret_key", "bucket")
+        given = {f"s3_{name}": getattr(open_one, name) for name in names}
+        facts = store_facts.gather(Settings.load(**given))
+        parts = ("master", "volume", "filer", "s3", "admin")
+        assert {open_one.ports[f"{part}.port.grpc"] for part in parts} <= set(facts.open_grpc or ())
+        (found,) = check_store.strangers(facts)
+        assert (found.check, found.level) == ("s3.grpc", Level.WRONG)
+    finally:
+        open_one.kill()
+
+
+def test_the_doctor_finds_the_ports_of_a_seaweedfs_in_order(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "overpaint-data" / "s3"
+    data.mkdir(parents=True)
+    port = urlsplit(served.client.meta.endpoint_url).port
+    (data / "ports.json").write_text(json.dumps(served.ports | {"s3.port": port}))
+    monkeypatch.chdir(tmp_path)
+    tried: list[int] = []
+    opened = store_facts.open_to_strangers
+    monkeypatch.setattr(
+        store_facts, "open_to_strangers", lambda host, ports: tried.extend(ports) or opened(host, ports)
+    )
+    credentials = served.client._request_signer._credentials
+    settings = Settings.load(
+        s3_endpoint_url=served.client.meta.endpoint_url,
+        s3_bucket=served.bucket,
+        s3_access_key=credentials.access_key,
+        s3_secret_key=credentials.secret_key,
+    )
+    facts = store_facts.gather(settings)
+    assert {served.grpc(part) for part in ("master", "volume", "filer", "s3", "admin")} <= set(tried)
+    assert facts.open_grpc == ()
+    assert [found.level for found in check_store.strangers(facts)] == [Level.OK]

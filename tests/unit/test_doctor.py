@@ -205,6 +205,7 @@ def test_what_is_wrong_with_the_farm_is_told(changes: dict[str, Any], expected: 
         ({"clock_ahead_s": -100.0}, "s3.clock", "wrong"),
         ({"clock_ahead_s": Unknown("it does not tell")}, "s3.clock", "skipped"),
         ({"endpoint": "http://s3.example"}, "s3.tls", "warn"),
+        ({"open_grpc": (18888,)}, "s3.grpc", "wrong"),
         ({"versioning": "Enabled"}, "s3.versioning", "warn"),
         ({"lifecycle": ("inputs/old/",)}, "s3.lifecycle", "warn"),
         ({"lifecycle": ("",)}, "s3.lifecycle", "warn"),

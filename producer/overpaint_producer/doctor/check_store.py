@@ -17,6 +17,7 @@ def check(facts: StoreFacts) -> Iterator[Finding]:
     yield conditional(facts)
     yield clock(facts)
     yield encryption(facts)
+    yield from strangers(facts)
     yield from housekeeping(facts)
 
 
@@ -67,6 +68,22 @@ def encryption(facts: StoreFacts) -> Finding:
         "the connection is not encrypted: whoever listens sees the pictures",
         "use https://, or keep it inside a private network that you trust",
     )
+
+
+def strangers(facts: StoreFacts) -> Iterator[Finding]:
+    """SeaweedFS's parts talk by ports of their own, which must ask for a certificate."""
+    if facts.open_grpc is None:
+        return
+    if facts.open_grpc:
+        yield wrong(
+            "s3.grpc",
+            f"SeaweedFS's own ports {', '.join(map(str, facts.open_grpc))} ask for no certificate: "
+            "whoever reaches them reads all pictures and can become its administrator",
+            "start it with -config_dir and the keys that overpaint_producer.weed_security makes, "
+            "readable by its user (docs/security.md)",
+        )
+    else:
+        yield ok("s3.grpc", "SeaweedFS's own ports let nobody in from here without a certificate")
 
 
 def housekeeping(facts: StoreFacts) -> Iterator[Finding]:

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import botocore.exceptions as boto
 
 from overpaint_producer.doctor.findings import Unknown
+from overpaint_producer.doctor.local_facts import DATA
 from overpaint_producer.doctor.redis_facts import is_loopback
+from overpaint_producer.weed_ports import grpc_ports, open_to_strangers
 from overpaint_shared.errors import StoreError
 from overpaint_shared.store_keys import RESULTS
 
@@ -40,6 +43,9 @@ class StoreFacts:
     versioning: str | Unknown = ""
     lifecycle: tuple[str, ...] | Unknown = ()
     """Prefixes of which the server deletes or moves old objects by itself."""
+
+    open_grpc: tuple[int, ...] | None = None
+    """SeaweedFS's own ports that let strangers in; None: it is another server."""
 
     @property
     def is_private(self) -> bool:
@@ -71,7 +77,17 @@ def gather(settings: "Settings") -> StoreFacts:
         clock_ahead_s=_clock_ahead_s(store),
         versioning=_asked(lambda: _versioning(store)),
         lifecycle=_asked(lambda: _lifecycle(store)),
+        open_grpc=_open_grpc(store),
     )
+
+
+def _open_grpc(store: "Store") -> tuple[int, ...] | None:
+    answer = store.client.list_objects_v2(Bucket=store.settings.bucket, MaxKeys=1)
+    if not answer["ResponseMetadata"]["HTTPHeaders"].get("server", "").startswith("SeaweedFS"):
+        return None
+    where = urlsplit(store.endpoint)
+    port = where.port or (443 if where.scheme == "https" else 80)
+    return open_to_strangers(where.hostname or "", grpc_ports(port, DATA / "s3" / "ports.json"))
 
 
 def _failure(attempt: Callable[[], object]) -> StoreError | None:
