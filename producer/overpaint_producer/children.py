@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from overpaint_producer.private_files import open_private_log, private_folder
+from overpaint_producer.private_files import open_private_log, private_folder, shorten_private_log
 from overpaint_shared.errors import ServiceError
 from overpaint_shared.restart import STEADY_S, Restart
 
@@ -73,7 +73,8 @@ class Child:
 
     def _lines(self) -> list[str]:
         with contextlib.suppress(OSError), self.log.open("rb") as log:
-            log.seek(self.began)
+            # A log that became too long while it ran begins anew.
+            log.seek(self.began if self.began <= os.fstat(log.fileno()).st_size else 0)
             return log.read().decode(errors="replace").splitlines()
         return []
 
@@ -95,6 +96,8 @@ class Kept:
 
     def step(self) -> str | None:
         """Look after it; what is to be told, if anything. ServiceError when it ends again and again."""
+        with contextlib.suppress(OSError):  # a full disk: the log stays as it is
+            shorten_private_log(self.child.log)
         if self._due is None:
             return None if self.child.alive else self._ended(f"status {self.child.process.returncode}")
         if self.clock() < self._due:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -39,3 +40,21 @@ def open_private_log(path: Path) -> int:
     with contextlib.suppress(PermissionError):
         os.fchmod(handle, 0o600)
     return handle
+
+
+def shorten_private_log(path: Path) -> None:
+    """Set a long log aside as NAME.1 while its writers go on; they must append (`open_private_log`).
+
+    What they write in the moment between is lost. Raises OSError: there is no room for the copy.
+    """
+    if path.stat(follow_symlinks=False).st_size <= LOG_BYTES:
+        return
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        with path.open("rb") as log, os.fdopen(open_private_log(partial), "wb") as copy:
+            shutil.copyfileobj(log, copy)
+        partial.replace(path.with_name(path.name + ".1"))
+    finally:
+        partial.unlink(missing_ok=True)
+    os.truncate(path, 0)

@@ -1,6 +1,8 @@
 """The embedded servers, for real: what they answer, what they keep, and that none is left behind."""
 
+import errno
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -19,6 +21,7 @@ from overpaint_producer import children, private_files, services
 from overpaint_producer.services import RedisService, S3Service, start_redis, start_s3
 from overpaint_producer.weed_security import write_security
 from overpaint_shared.errors import ServiceError
+from tests.waiting import wait_until
 
 
 def wait_for(condition: Callable[[], bool], within_s: float = 10) -> None:
@@ -151,6 +154,49 @@ def test_a_long_log_is_set_aside_at_the_next_start(tmp_path: Path) -> None:
     assert log.read_text() == "new\n"
     assert (tmp_path / "log.1").stat().st_size > private_files.LOG_BYTES
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1"]
+
+
+def test_a_log_that_becomes_too_long_while_its_writer_runs_is_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private_files, "LOG_BYTES", 1 << 16)
+    (tmp_path / "log").write_text("of the run before\n")
+    talk = (
+        "import time\nfor n in range(10**9): print('line', n, flush=True); time.sleep(n % 100 == 0 and 0.001)"
+    )
+    child = children.start("talker", [sys.executable, "-c", talk], log=tmp_path / "log")
+    kept = children.Kept(child, lambda: child)
+    try:
+        for _ in range(3):
+            wait_until(lambda: child.log.stat().st_size > 1 << 16, what="the log is long")
+            (tmp_path / "log.1").unlink(missing_ok=True)
+            assert kept.step() is None
+            assert (tmp_path / "log.1").stat().st_size > 1 << 16
+        wait_until(lambda: "line" in child.tail(), what="it writes on")
+    finally:
+        child.kill()
+    text = child.log.read_text()
+    assert "\0" not in text, "it goes on at the log's new end"
+    assert "of the run before" not in text
+    for name in ("log", "log.1"):
+        assert (tmp_path / name).stat().st_mode & 0o077 == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1"]
+
+
+def test_a_long_log_for_whose_copy_there_is_no_room_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"old\n" * (private_files.LOG_BYTES // 4 + 1))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match="No space"):
+        private_files.shorten_private_log(log)
+    assert log.stat().st_size > private_files.LOG_BYTES
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
 def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
