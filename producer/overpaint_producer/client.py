@@ -45,7 +45,7 @@ class Farm:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.ledger = Ledger.connect(settings.redis_url, settings.ledger())
+        self.ledger = Ledger.connect(settings.redis_url, settings.ledger(), acts_for=settings.owner)
         self.on_wait: Callable[[str], None] | None = None
         """Told in words while S3 does not answer; set it before the store is first used."""
 

@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from overpaint_shared.errors import JobError, OverpaintError, SettingsError, UnknownJob
+from overpaint_shared.errors import JobError, OverpaintError, ServiceError, SettingsError, UnknownJob
 from overpaint_shared.ledger import Event, History, JobRecord
 from overpaint_shared.ledger.states import LIVE, JobState, next_step
 
@@ -86,9 +86,8 @@ class Job:
         """Its picture, decoded, waiting for the job to end. Raises the job's own error if it failed."""
         from PIL import Image
 
-        files = self._done(timeout).result or {}
-        name = picture_name(files.get("files", {}))
-        picture = Image.open(BytesIO(self._read(files["files"][name])))
+        keys = self._keys(timeout)
+        picture = Image.open(BytesIO(self._read(keys[picture_name(keys)])))
         picture.load()
         return picture
 
@@ -102,7 +101,8 @@ class Job:
         """An address for each file that anyone can GET for `expires_s` seconds. Waits and raises as `image`
         does.
         """
-        return {name: self._farm.store.link(key, expires_s) for name, key in self._keys(timeout).items()}
+        keys = self._keys(timeout, "links")
+        return {name: self._farm.store.link(key, expires_s) for name, key in keys.items()}
 
     def save(self, folder: str | Path, timeout: float | None = None) -> list[Path]:
         """Write its files into a folder, made if need be; their paths. Waits and raises as `image` does, and
@@ -111,8 +111,18 @@ class Job:
         keys = self._keys(timeout)
         return [_written(Path(folder), name, self._read(key)) for name, key in keys.items()]
 
-    def _keys(self, timeout: float | None) -> dict[str, str]:
-        return dict((self._done(timeout).result or {}).get("files", {}))
+    def _keys(self, timeout: float | None, action: str = "get") -> dict[str, str]:
+        """The keys of its files, by name. The audit trail is told, of a refusal too."""
+        note = self._farm.ledger.note_fetch
+        try:
+            record = self._done(timeout)
+        except ServiceError:
+            raise
+        except OverpaintError as error:
+            note(action, self.id, None, error.code)
+            raise
+        note(action, self.id, record)
+        return dict((record.result or {}).get("files", {}))
 
     def _done(self, timeout: float | None) -> JobRecord:
         record = self.status()

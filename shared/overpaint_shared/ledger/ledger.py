@@ -19,7 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from overpaint_shared.errors import OverpaintError, UnknownJob
-from overpaint_shared.ledger import census, history, inputs, listing, quotas, roster, wire
+from overpaint_shared.ledger import audit, census, history, inputs, listing, quotas, roster, wire
 from overpaint_shared.ledger.connections import tolerate_refused_pings
 from overpaint_shared.ledger.events import Events
 from overpaint_shared.ledger.faults import address, typed_errors
@@ -67,18 +67,22 @@ class Ledger:
     when it has no memory left. Calls that end or renew a job still work in a full Redis.
     """
 
-    def __init__(self, client: redis.Redis, settings: LedgerSettings) -> None:
-        """`client` must decode its responses (`decode_responses=True`); `connect` makes such a one."""
+    def __init__(self, client: redis.Redis, settings: LedgerSettings, *, acts_for: str | None = None) -> None:
+        """`client` must decode its responses (`decode_responses=True`); `connect` makes such a one.
+
+        `acts_for` is the owner that the audit trail names as the one for whom this program works.
+        """
         if not client.get_encoder().decode_responses:
             raise ValueError("the ledger needs a Redis client with decode_responses=True")
         self._client = client
         self._settings = settings
         self._where = address(client)
         self._scripts = Scripts(client)
+        self._audit = audit.Auditor(self._scripts, acts_for)
         self._reaper = Reaper(client, self._scripts, settings)
 
     @classmethod
-    def connect(cls, redis_url: str, settings: LedgerSettings) -> "Ledger":
+    def connect(cls, redis_url: str, settings: LedgerSettings, *, acts_for: str | None = None) -> "Ledger":
         """A ledger at `redis_url`. Nothing is sent before the first call."""
         client = redis.Redis.from_url(
             redis_url,
@@ -92,7 +96,7 @@ class Ledger:
             retry_on_error=[RedisConnectionError, RedisTimeoutError],
         )
         tolerate_refused_pings(client)
-        return cls(client, settings)
+        return cls(client, settings, acts_for=acts_for)
 
     def __repr__(self) -> str:
         return f"Ledger({self._where!r})"
@@ -122,30 +126,25 @@ class Ledger:
         submitted: `InputsGone` names it, and holds the other answers likewise. So does
         `QuotaExceeded`, where a limit of the owner (jobs waiting, their bytes, submits a second) is reached.
         """
-        done: list[Submitted] = []
-        conflicts: list[Submission] = []
-        gone: dict[str, frozenset[str]] = {}
-        refused: dict[str, Sequence[str]] = {}
-        owner = ""
+        found = wire.Answers()
         for chunk in wire.chunks(items, _PIPELINE):
-            with typed_errors(self._where):
-                replies = self._scripts.run_many("submit", [self._submission(item) for item in chunk])
-            for item, reply in zip(chunk, replies, strict=True):
-                if reply[0] == "conflict":
-                    conflicts.append(item)
-                elif reply[0] == "gone":
-                    gone[item.id] = frozenset(reply[2])
-                elif reply[0] == "refused":
-                    refused[item.id], owner = reply[2], item.owner
-                else:
-                    done.append(Submitted(reply[1], reply[0] == "created", wire.wakeups(reply[2])))
-        if conflicts:
-            raise wire.conflict(conflicts, done)
-        if gone:
-            raise wire.gone(gone, done, refused)
-        if refused:
-            raise wire.exceeded(refused, owner, done)
-        return done
+            found.add(self._submit_chunk(chunk))
+        return found.submitted()
+
+    def _submit_chunk(self, chunk: Sequence[Submission]) -> "wire.Answers":
+        """Submit jobs, and their line of the audit trail, in one pipeline."""
+        ids = [item.id for item in chunk]
+        owner, group = wire.common(item.owner for item in chunk), wire.common(item.group for item in chunk)
+        calls = [("submit", self._submission(item)) for item in chunk]
+        with typed_errors(self._where):
+            *replies, noted = self._scripts.run_many([*calls, self._audit.submits(ids, owner, group)])
+        found = wire.Answers.of(chunk, replies)
+        if noted == audit.LEFT:
+            made = sum(answer.created for answer in found.done)
+            self._audit.note("submit", ids, owner=owner, group=group, result=found.result, changed=made)
+        else:
+            self._audit.told("submit", len(ids), noted)
+        return found
 
     def _submission(self, item: Submission) -> list[object]:
         return wire.submission(item, self._settings.window)
@@ -176,9 +175,10 @@ class Ledger:
         for start in range(0, len(job_ids), _PIPELINE):
             chunk, last = job_ids[start : start + _PIPELINE], start + _PIPELINE >= len(job_ids)
             window, keep_s = self._settings.window, self._settings.keep_failed_s
-            now, more, free = self._run(
-                "cancel", window, keep_s, "1" if last else "", len(lanes), *lanes, *chunk
+            now, more, free, noted = self._run(
+                "cancel", self._audit.who, window, keep_s, "1" if last else "", len(lanes), *lanes, *chunk
             )
+            self._audit.told("cancel", len(chunk), noted, "ok" if any(now) else UnknownJob.code)
             states |= {
                 job_id: JobState(state) if state else None for job_id, state in zip(chunk, now, strict=True)
             }
@@ -190,7 +190,8 @@ class Ledger:
 
         Raises `UnknownJob` without a record, and `OverpaintError` where the job has not failed.
         """
-        state, moved, due = self._run("replay", job_id, self._settings.window)
+        state, moved, due, noted = self._run("replay", job_id, self._settings.window, self._audit.who)
+        self._audit.told("replay", 1, noted, wire.result(state, moved))
         if not state:
             raise UnknownJob(f"there is no job {job_id}", field="job", value=job_id)
         if not int(moved) and state != JobState.QUEUED:
@@ -207,7 +208,8 @@ class Ledger:
 
         Raises `UnknownJob` without a record, and `OverpaintError` where the job has not failed.
         """
-        state, removed = self._run("discard", job_id)
+        state, removed, noted = self._run("discard", job_id, self._audit.who)
+        self._audit.told("discard", 1, noted, wire.result(state, removed))
         if not state:
             raise UnknownJob(f"there is no job {job_id}", field="job", value=job_id)
         if not int(removed):
@@ -218,6 +220,12 @@ class Ledger:
                 fix=next_step(JobState(state), job_id),
             )
         return JobState(state)
+
+    def note_fetch(self, action: str, job_id: str, record: JobRecord | None, result: str = "ok") -> None:
+        """Tell the audit trail of a call that hands out a job's files (`get`) or their addresses (`links`)."""
+        owner, group = (record.owner, record.group or "") if record else ("", "")
+        name = wire.picture_name(record.spec_json) if record else ""
+        self._audit.note(action, [job_id], owner=owner, group=group, name=name, result=result)
 
     # Workers ------------------------------------------------------------
 
@@ -426,6 +434,22 @@ class Ledger:
         """Set limits of an owner (None: for all), by the names of `Quota`; 0: none, None: take it back."""
         with typed_errors(self._where):
             quotas.set_limits(self._client, owner, limits)
+
+    def audit(
+        self,
+        *,
+        since: float | None = None,
+        owner: str | None = None,
+        action: str | None = None,
+        limit: int = 100,
+    ) -> audit.Trail:
+        """The newest `limit` lines of the audit trail, since a time of Redis, about an owner's jobs.
+
+        Raises LedgerUnreachable for a Redis user that may not read it: workers and the operator may.
+        """
+        wanted = audit.AuditFilter(since=since, owner=owner, action=action)
+        with typed_errors(self._where):
+            return audit.trail(self._client, self._where, wanted, limit)
 
     def events(self, owner: str, ids: Collection[str] | None = None) -> Events:
         """The live events of an owner's jobs, or of some: `with ledger.events("me") as events: ...`."""

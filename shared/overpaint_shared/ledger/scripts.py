@@ -51,10 +51,13 @@ SUBMITS_PER_S: Final = 10_000
 """What an owner may have waiting, and submit, where the operator has not said."""
 BURST_S: Final = 10
 """Submits of so many seconds may come at once."""
+AUDIT_KEPT: Final = 10_000
+"""Lines of the audit trail that are kept: so many of producers, and so many of workers and operators."""
 ENDS_KEPT: Final = 12
 """Attempts of a job of which it is kept how they ended."""
 
 NAMES: Final = (
+    "audit",  # before the others: who finds a script of `PRODUCERS` there finds this one, too
     "submit",
     "condemn",
     "deleted",
@@ -75,7 +78,7 @@ NAMES: Final = (
     "announce",
 )
 
-PRODUCERS: Final = ("submit", "cancel", "replay", "condemn", "deleted")
+PRODUCERS: Final = ("audit", "submit", "cancel", "replay", "condemn", "deleted")
 """The scripts that producers run."""
 KEPT: Final = "op:scripts"
 KEPT_SINCE: Final = "op:scripts:since"
@@ -88,7 +91,13 @@ WAIT_STEP_S: Final = 0.2
 T = TypeVar("T")
 
 
-PARTS: Final = {"submit": ("quota",)}
+PARTS: Final = {
+    "submit": ("quota",),
+    "audit": ("note",),
+    "cancel": ("note",),
+    "replay": ("note",),
+    "discard": ("note",),
+}
 """What a script needs besides."""
 
 
@@ -107,7 +116,7 @@ def _constants() -> str:
         f"local MOVES = {{{moves}}}\n"
         f"local TERMINAL = {{{terminal}}}\n"
         f"local PRIORITY_CLASSES = {{{', '.join(map(str, PRIORITY_CLASSES))}}}\n"
-        f"local ENDS_KEPT = {ENDS_KEPT}\n"
+        f"local ENDS_KEPT, AUDIT_KEPT = {ENDS_KEPT}, {AUDIT_KEPT}\n"
         f"local CONDEMNED_S, REMEMBERED_S = {CONDEMNED_S}, {REMEMBERED_S}\n"
         f"local LOST_S, LOST_IN_ALL = {LOST_S}, {LOST_IN_ALL}\n"
         f"local MAX_QUEUED, MAX_SPEC_BYTES, SUBMITS_PER_S, BURST_S = "
@@ -157,13 +166,13 @@ class Scripts:
         """The reply of one script; None in `args` is sent as an empty string."""
         return self._loaded(lambda: self._client.evalsha(sha(name), 0, *_encoded(args)))
 
-    def run_many(self, name: str, calls: Sequence[Sequence[object]]) -> list[Any]:
-        """The replies of one script for many argument lists, in one pipeline."""
-        return self._loaded(lambda: self._pipelined(name, calls))
+    def run_many(self, calls: Sequence[tuple[str, Sequence[object]]]) -> list[Any]:
+        """The replies of many calls, each a script and its arguments, in one pipeline."""
+        return self._loaded(lambda: self._pipelined(calls))
 
-    def _pipelined(self, name: str, calls: Sequence[Sequence[object]]) -> list[Any]:
+    def _pipelined(self, calls: Sequence[tuple[str, Sequence[object]]]) -> list[Any]:
         with self._client.pipeline(transaction=False) as pipe:
-            for args in calls:
+            for name, args in calls:
                 pipe.evalsha(sha(name), 0, *_encoded(args))
             replies: list[Any] = pipe.execute()
             return replies

@@ -1,10 +1,11 @@
 """How values of `records.py` travel to and from the Lua scripts."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final, TypeVar
 
+from overpaint_shared.errors import UnknownJob
 from overpaint_shared.ledger.inputs import named_in
 from overpaint_shared.ledger.records import (
     Claim,
@@ -17,6 +18,7 @@ from overpaint_shared.ledger.records import (
     spec_digest,
 )
 from overpaint_shared.ledger.scripts import PRIORITY_CLASSES
+from overpaint_shared.ledger.tolerance import json_object
 
 T = TypeVar("T")
 _WAKEUP_FIELDS = 6
@@ -79,6 +81,76 @@ def submission(item: Submission, window: int) -> list[object]:
         item.checked,
         item.deadline_s,
     ]
+
+
+def common(values: Iterable[str | None]) -> str:
+    """The value that all have; else nothing."""
+    found = set(values)
+    return (found.pop() or "") if len(found) == 1 else ""
+
+
+def result(state: str, changed: object) -> str:
+    """How a call to replay or discard a job ended, as `note.lua` has it."""
+    return "ok" if int(str(changed)) else "refused" if state else UnknownJob.code
+
+
+def picture_name(spec_json: str | None) -> str:
+    """The name (`output.key`) that a job gives to its picture."""
+    output = (json_object(spec_json) or {}).get("output")
+    key = output.get("key") if isinstance(output, dict) else None
+    return key if isinstance(key, str) else ""
+
+
+@dataclass(slots=True)
+class Answers:
+    """What the ledger said to submissions."""
+
+    done: list[Submitted] = field(default_factory=list)
+    conflicts: list[Submission] = field(default_factory=list)
+    gone: dict[str, frozenset[str]] = field(default_factory=dict)
+    refused: dict[str, Sequence[str]] = field(default_factory=dict)
+    owner: str = ""
+    """Whose limit was reached."""
+
+    @classmethod
+    def of(cls, items: Sequence[Submission], replies: Sequence[Sequence[Any]]) -> "Answers":
+        """The replies of `submit.lua`."""
+        found = cls()
+        for item, (said, job_id, more) in zip(items, replies, strict=True):
+            if said == "conflict":
+                found.conflicts.append(item)
+            elif said == "gone":
+                found.gone[item.id] = frozenset(more)
+            elif said == "refused":
+                found.refused[item.id], found.owner = more, item.owner
+            else:
+                found.done.append(Submitted(job_id, said == "created", wakeups(more)))
+        return found
+
+    def add(self, later: "Answers") -> None:
+        """Take those of a later chunk."""
+        self.done += later.done
+        self.conflicts += later.conflicts
+        self.gone |= later.gone
+        self.refused |= later.refused
+        self.owner = later.owner or self.owner
+
+    @property
+    def result(self) -> str:
+        """`ok`, or the code of the error that `submitted` raises."""
+        if self.conflicts:
+            return SubmitConflict.code
+        return InputsGone.code if self.gone else QuotaExceeded.code if self.refused else "ok"
+
+    def submitted(self) -> list[Submitted]:
+        """The answers, if none was refused; else the error that tells which."""
+        if self.conflicts:
+            raise conflict(self.conflicts, self.done)
+        if self.gone:
+            raise gone(self.gone, self.done, self.refused)
+        if self.refused:
+            raise exceeded(self.refused, self.owner, self.done)
+        return self.done
 
 
 def wakeups(flat: Sequence[Any]) -> tuple[Wakeup, ...]:

@@ -20,6 +20,7 @@
 --   op:limits         hash of limits per owner, for all; op:limits:<owner> for one. Only workers and operators write
 --   op:used:<owner>   hash queued, bytes: what the owner's queued jobs take of them (quota.lua)
 --   op:rate:<owner>   string, submits that are left and when that was so
+--   op:audit          list of the calls of workers and operators, as JSON; op:audit:producer of producers (note.lua)
 --   op:scrub          hash, how far the reaper has looked through the indexes
 --   op:quarantine     list of what was put aside, as JSON
 --   op:attempts:<id>  list of how its last attempts ended, as JSON; op:said:<id> the last words of the engine

@@ -1,9 +1,12 @@
--- Queues a failed or dead job again, as if it were new: -> {state now, moved, wake-ups}
-local id, window = unpack(ARGV)
+-- Queues a failed or dead job again, as if it were new: -> {state now, moved, wake-ups, whether the call is in the audit trail}
+local id, window, who = unpack(ARGV)
 local at, out = clock(), {}
 local job = load(id)
-if not job then return {'', 0, out} end
-if not (TERMINAL[job.state] and MOVES[job.state].queued) then return {job.state, 0, out} end
+local function told(...) return note_one('replay', who, id, job, ...) end
+if not job then return {'', 0, out, told('unknown_job', 0)} end
+if not (TERMINAL[job.state] and MOVES[job.state].queued) then
+  return {job.state, 0, out, told(job.state == 'queued' and 'ok' or 'refused', 0)}
+end
 
 job.attempt, job.class = nil, class_of(job.priority)
 unset(job, 'attempt', 'crashes', 'faults', 'suspect', 'lost', 'lost_at', 'excluded', 'unable_since', 'fault', 'worker',
@@ -14,4 +17,4 @@ if job.deadline_s then start_deadline(job, at) end
 move(job, 'queued', at)
 wait(job, at)
 top_up(lane_of(job), window, at, out)
-return {job.state, 1, out}
+return {job.state, 1, out, told('ok', 1)}

@@ -1,4 +1,5 @@
 -- Removes records whose time is over, and every index entry of theirs: -> {how many, what was put aside}
+-- Shortens the audit trail.
 work_when_full()
 
 local function is_over(job) return job.odd or TERMINAL[job.state] end
@@ -11,4 +12,5 @@ each('op:expiry', ids, function(id)
   unlink(job)
   call('DEL', 'op:job:' .. id, 'op:spec:' .. id, 'op:attempts:' .. id, 'op:said:' .. id)
 end)
+for _, key in ipairs({'op:audit', 'op:audit:producer'}) do call('LTRIM', key, -AUDIT_KEPT, -1) end
 return {#ids, odd}
