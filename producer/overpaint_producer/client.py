@@ -156,6 +156,10 @@ class Farm:
         job.status()
         return job
 
+    def handle(self, job_id: str) -> "Job":
+        """A job by its id, not looked for: its calls raise UnknownJob, and the audit trail has them."""
+        return Job(self, job_id)
+
     def jobs(
         self,
         *,

@@ -367,7 +367,7 @@ def test_a_job_that_did_not_fail_cannot_be_replayed(books: Ledger, state: str):
 
 def test_lua_refuses_a_move_that_the_table_does_not_have(books: Ledger, redis_client: redis.Redis):
     books.submit([job("a")])
-    script = source("cancel").split("local window, keep_s")[0] + "move(load('a'), 'done', clock(), 1)"
+    script = source("cancel").split("local who, window")[0] + "move(load('a'), 'done', clock(), 1)"
     with pytest.raises(ResponseError, match="illegal move of job a: queued to done"):
         redis_client.eval(script, 0)
     assert states(books, "a") == [JobState.QUEUED]

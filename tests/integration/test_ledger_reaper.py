@@ -499,7 +499,7 @@ def test_ended_records_are_swept_with_every_trace(redis_url: str, redis_client: 
     kept = {
         key.decode()
         for key in redis_client.scan_iter("op:*")
-        if not key.startswith((b"op:pace:", b"op:rate:", b"op:scripts"))
+        if not key.startswith((b"op:pace:", b"op:rate:", b"op:scripts", b"op:audit"))
     }
     assert kept <= {"op:token", "op:moves", "op:scrub", "op:lost"}  # the farm's totals name no job
     (again,) = books.submit([job("e", token="a", spec_json="{}")])

@@ -59,6 +59,16 @@ DENIED: dict[str, list[tuple[str, ...]]] = {
         ("LRANGE", "m.tiny", "0", "-1"), ("LTRIM", "m.tiny", "1", "0"), ("HSET", "op:pace:1", "m", "9"),
         ("HSET", "op:scripts", "x", "x"), ("HGETALL", "op:scripts"), ("LRANGE", "op:quarantine", "0", "-1"),
         ("DEL", "op:quarantine"),
+        # What was noted of calls.
+        *[
+            (command, f"op:audit{whose}", *more)
+            for whose in (":producer", "")
+            for command, *more in (
+                ("LRANGE", "0", "-1"), ("LTRIM", "1", "0"), ("DEL",), ("LSET", "0", "x"), ("LPOP",),
+                ("RPOP",), ("LREM", "0", "x"), ("EXPIRE", "1"), ("RENAME", "op:rate:x"), ("SET", "x"),
+            )
+        ],
+        ("RPUSH", "op:audit", "x"),
         ("SET", "op:limits", "x"), ("HSET", "op:limits", "jobs", "9"), ("DEL", "op:used:o"),
         # Celery's.
         ("HGETALL", "unacked"), ("DEL", "unacked_mutex"), ("SADD", "_kombu.binding.reply.celery.pidbox", "x"),
@@ -74,7 +84,8 @@ DENIED: dict[str, list[tuple[str, ...]]] = {
         ("ZADD", "op:lanes", "0", "x"),
         ("HSET", "op:scripts", "x", "x"), ("HGETALL", "op:tokens:o"), ("SET", "unacked_mutex", "x"),
         ("HGETALL", "unacked"), ("PUBLISH", "/0.celeryev/worker.heartbeat", "{}"),
-        ("PUBLISH", "op:events:o", "{}"),
+        ("PUBLISH", "op:events:o", "{}"), ("RPUSH", "op:audit", "x"), ("RPUSH", "op:audit:producer", "x"),
+        ("LRANGE", "op:audit", "0", "-1"), ("DEL", "op:audit"),
         ("SUBSCRIBE", "op:events:o"), ("LPUSH", "x.celery.pidbox", "x"),
         ("SADD", "_kombu.binding.m.tiny", "x"),
     ],

@@ -44,6 +44,10 @@ COMMANDS = {
     "metrics": ("overpaint_producer.cli.watching", "Serve the farm's metrics for Prometheus."),
     "doctor": ("overpaint_producer.cli.doctor", "Check a live farm: Redis, S3, jobs, workers, this machine."),
     "quota": ("overpaint_producer.cli.quota", "Show or set what an owner may have waiting and submit."),
+    "audit": (
+        "overpaint_producer.cli.audit",
+        "Show who submitted, cancelled, replayed, discarded and fetched jobs, newest last.",
+    ),
     "gc": ("overpaint_producer.cli.operate", "Delete stored files that no job needs."),
     "up": (
         "overpaint_producer.cli.up",

@@ -66,7 +66,8 @@ def age(text: str) -> float:
     return float(match[1]) * UNITS[match[2] or "s"]
 
 
-def _age(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+def parse_age(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    """Seconds, as the callback of an option."""
     try:
         return None if value is None else age(value)
     except ValueError as error:
@@ -119,9 +120,11 @@ FILTERS = (
         help="Only with it.",
     ),
     click.option(
-        "--older-than", callback=_age, metavar="AGE", help="Only those that died longer ago: 2h, 3d."
+        "--older-than", callback=parse_age, metavar="AGE", help="Only those that died longer ago: 2h, 3d."
     ),
-    click.option("--newer-than", callback=_age, metavar="AGE", help="Only those that died since: 15m, 2h."),
+    click.option(
+        "--newer-than", callback=parse_age, metavar="AGE", help="Only those that died since: 15m, 2h."
+    ),
     click.option("--all-owners", is_flag=True, help="Jobs of all owners, not only of --owner."),
 )
 
@@ -323,7 +326,7 @@ def replay(
             _agreed(f"Queue {len(names)} dead jobs again?", yes=yes, as_json=as_json)
 
         def again(name: str) -> str:
-            farm.job(name).replay()
+            farm.handle(name).replay()
             return "queued"
 
         return _each(names, again, as_json=as_json)
@@ -349,7 +352,7 @@ def discard(
             _agreed(f"Remove {len(names)} jobs for good?", yes=yes, as_json=as_json)
 
         def gone(name: str) -> str:
-            farm.job(name).discard()
+            farm.handle(name).discard()
             return "discarded"
 
         return _each(names, gone, as_json=as_json)

@@ -216,7 +216,7 @@ def replay(context: Context, *, ids: tuple[str, ...], as_json: bool) -> None:
     """
     with context.farm() as farm:
         for name in chosen(farm, ids, None):
-            job = farm.job(name)
+            job = farm.handle(name)
             job.replay()
             state = job.status().state
             if as_json:

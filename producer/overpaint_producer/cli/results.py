@@ -62,7 +62,7 @@ def get(
     with context.farm() as farm:
         names = chosen(farm, ids, group)
         for name in names:
-            job = farm.job(name)
+            job = farm.handle(name)
             if links:
                 found = job.links(expires)
             else:

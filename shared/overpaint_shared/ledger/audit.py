@@ -23,7 +23,9 @@ from overpaint_shared.errors import LedgerUnreachable
 from overpaint_shared.ledger.scripts import Scripts
 from overpaint_shared.ledger.tolerance import json_object, tolerated
 
-KEYS: Final = ("op:audit", "op:audit:producer")
+PRODUCERS: Final = "op:audit:producer"
+"""A line here counts as a producer's, whatever it says: producers can write to no other list."""
+KEYS: Final = ("op:audit", PRODUCERS)
 ACTIONS: Final = ("submit", "cancel", "replay", "discard", "get", "links")
 LEFT: Final = -1
 """What `audit.lua` answers when it leaves the line to the caller."""
@@ -195,7 +197,7 @@ def _newest(client: Client, key: str, wanted: AuditFilter, limit: int) -> tuple[
     while end > 0 and len(found) < limit:
         start = max(0, end - _CHUNK)
         for text in reversed(tolerated(client.lrange, key, start, end - 1) or ()):
-            line = parse(text)
+            line = parse(text, key)
             unreadable += line is None
             if line is not None and wanted.wants(line):
                 found.append(line)
@@ -203,8 +205,8 @@ def _newest(client: Client, key: str, wanted: AuditFilter, limit: int) -> tuple[
     return found[:limit], unreadable
 
 
-def parse(text: str) -> AuditLine | None:
-    """The line that an entry holds; None for anything else, since whoever may append may append anything."""
+def parse(text: str, key: str) -> AuditLine | None:
+    """The line that an entry of a list holds; None for anything else: who may append may append anything."""
     entry = json_object(text)
     at = entry.get("at") if entry is not None else None
     if entry is None or isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at < _LATEST:
@@ -215,7 +217,7 @@ def parse(text: str) -> AuditLine | None:
         at=float(at),
         action=_text(entry, "action"),
         result=_text(entry, "result"),
-        rights=_text(entry, "rights"),
+        rights="producer" if key == PRODUCERS else _text(entry, "rights"),
         owner=_text(entry, "owner"),
         group=_text(entry, "group"),
         name=_text(entry, "name"),

@@ -222,7 +222,7 @@ class Ledger:
         return JobState(state)
 
     def note_fetch(self, action: str, job_id: str, record: JobRecord | None, result: str = "ok") -> None:
-        """Tell the audit trail of a call that hands out a job's files (`get`) or their addresses (`links`)."""
+        """Tell the audit trail of a call that gives a job's files (`get`) or their addresses (`links`)."""
         owner, group = (record.owner, record.group or "") if record else ("", "")
         name = wire.picture_name(record.spec_json) if record else ""
         self._audit.note(action, [job_id], owner=owner, group=group, name=name, result=result)
