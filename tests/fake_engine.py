@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from overpaint_worker import protocol
+from overpaint_worker.evidence import Evidence
 from overpaint_worker.parent import end_with_parent
 
-ACTIONS = ("kill", "stop", "decode", "fail", "unable", "oom")
-"""`stop` hangs in a step, `decode` in a decoder beside the loop, which goes on."""
+ACTIONS = ("kill", "between", "stop", "decode", "fail", "unable", "oom")
+"""`kill` at 0 comes before any message about the job; `between` is a death when the step is over.
+`stop` hangs in a step, `decode` in a decoder beside the loop, which goes on."""
 JOURNAL = "FAKE_ENGINE_JOURNAL"
 START_S = "FAKE_ENGINE_START_S"
 CREDITS = "FAKE_ENGINE_CREDITS"
@@ -58,6 +60,14 @@ class Job:
         self.seed = spec["sampling"].get("seed", 0)
         self.script: dict[str, Any] = json.loads(self.prompt)
 
+    @property
+    def attempt(self) -> tuple[str, int]:
+        return self.render.job, self.render.token
+
+    @property
+    def dies_between(self) -> bool:
+        return self.script.get("do") == "between" and self.step == self.script.get("at", 1)
+
     def picture(self) -> bytes:
         if "mark" not in self.script:
             return b"picture of " + self.render.job.encode()
@@ -65,8 +75,8 @@ class Job:
 
 
 class Engine:
-    def __init__(self, pipe: Connection, names: Iterable[str] = ("tiny",)) -> None:
-        self.pipe = pipe
+    def __init__(self, pipe: Connection, evidence: Evidence, names: Iterable[str] = ("tiny",)) -> None:
+        self.pipe, self.evidence = pipe, evidence
         self.names = tuple(names)
         self.waiting: list[Job] = []
         self.live: list[Job] = []
@@ -103,10 +113,7 @@ class Engine:
 
     def read(self) -> None:
         while True:
-            try:
-                message = protocol.decode(self.pipe.recv_bytes())
-            except (EOFError, OSError):
-                os._exit(0)
+            message = received(self.pipe, self.evidence)
             with self.lock:
                 if isinstance(message, protocol.Render):
                     self.waiting.append(Job(message))
@@ -149,9 +156,10 @@ class Engine:
                 return
             job = self.waiting.pop(0)
             journal("admitted", job, alone=job.render.alone, company=len(self.live))
-            if os.environ.get(DEVICE_DIES):
-                os.kill(os.getpid(), signal.SIGKILL)
-            self.act(job)
+            with self.evidence.working("prepare", [job.attempt]):
+                if os.environ.get(DEVICE_DIES):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                self.act(job)
             if job.script.get("do") == "decode":
                 self.stick(job)
                 continue
@@ -165,11 +173,16 @@ class Engine:
     def stick(self, job: Job) -> None:
         journal("decode", job)
         self.stuck.append(job)
+        threading.Thread(target=self.hang, args=(job,), daemon=True).start()
         self.send(
             protocol.Progress(
                 job=job.render.job, token=job.render.token, stage="prepare", step=0, of=job.steps
             )
         )
+
+    def hang(self, job: Job) -> None:
+        with self.evidence.working("prepare", [job.attempt]):
+            threading.Event().wait()
 
     def turn(self) -> None:
         with self.lock:
@@ -178,16 +191,20 @@ class Engine:
         if not batch:
             self.beat()
             self.send(protocol.Unit(stage="idle", budget_s=0.0))
+            self.evidence.idle()
             self.work.wait()
             self.work.clear()
             return
         self.send(protocol.Unit(stage="denoise", budget_s=self.budget_s, jobs=[j.render.job for j in batch]))
-        time.sleep(max(float(j.script.get("step_s", 0.005)) for j in batch))
-        with self.lock:
-            self.turns, self.rows = self.turns + 1, self.rows + 2 * len(batch)
-            for job in batch:
-                if job in self.live:
-                    self.advance(job, len(batch))
+        with self.evidence.working("denoise", [j.attempt for j in batch]):
+            time.sleep(max(float(j.script.get("step_s", 0.005)) for j in batch))
+            with self.lock:
+                self.turns, self.rows = self.turns + 1, self.rows + 2 * len(batch)
+                for job in batch:
+                    if job in self.live:
+                        self.advance(job, len(batch))
+        if any(job.dies_between for job in batch):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def beat(self) -> None:
         self.send(
@@ -228,7 +245,7 @@ class Engine:
 
     def act(self, job: Job) -> bool:
         do, at = job.script.get("do"), job.script.get("at", 1)
-        if do in {None, "decode"} or job.step != at:
+        if do in {None, "decode", "between"} or job.step != at:
             return False
         journal(do, job)
         if "say" in job.script:
@@ -268,25 +285,33 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--evidence", type=int)
     parser.add_argument("--registry", type=Path, default=Path("none"))
     parser.add_argument("--spare", action="store_true")
     known, _ = parser.parse_known_args()
-    pipe = Connection(known.fd)
+    pipe, evidence = Connection(known.fd), Evidence(known.evidence)
     if known.spare:
-        wait_as_spare(pipe)
-    Engine(pipe, names(known.registry)).run()
+        wait_as_spare(pipe, evidence)
+    Engine(pipe, evidence, names(known.registry)).run()
 
 
-def wait_as_spare(pipe: Connection) -> None:
+def received(pipe: Connection, evidence: Evidence) -> protocol.Message:
+    """The next message; the end of the pipe is the end of the process."""
+    try:
+        pipe.poll(None)
+        with evidence.taking():
+            return protocol.decode(pipe.recv_bytes())
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def wait_as_spare(pipe: Connection, evidence: Evidence) -> None:
     journal("spare")
     if os.environ.get(SPARE_DIES):
         os._exit(1)
     pipe.send_bytes(protocol.encode(protocol.Warm(pid=os.getpid())))
-    try:
-        while not isinstance(protocol.decode(pipe.recv_bytes()), protocol.Begin):
-            pass
-    except (EOFError, OSError):
-        os._exit(0)
+    while not isinstance(received(pipe, evidence), protocol.Begin):
+        pass
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from overpaint_worker.crashes import Blame
 from overpaint_worker.engine_client import Answer, EngineClient, Gone
 from overpaint_worker.engine_process import Launch, engine_environment
 from tests import fake_engine
+from tests.at_work import kill_at
 from tests.waiting import wait_until
 
 PROGRAM = fake_engine.__file__
@@ -125,7 +126,7 @@ def test_a_killed_engine_fails_all_its_jobs_at_once_and_is_up_again(world: World
     pid = world.up()
     futures = [world.render(job, steps=LONG) for job in ("a", "b")]
     wait_until(lambda: world.stepped("a") and world.stepped("b"))
-    os.kill(pid, signal.SIGKILL)
+    kill_at(pid, ["a", "b"])
     killed = time.monotonic()
     answers = [future.result(5) for future in futures]
     assert time.monotonic() - killed < 1.0
@@ -145,11 +146,34 @@ def test_only_jobs_at_work_are_counted_when_the_engine_dies(world: World) -> Non
     waits = world.render("waits", steps=3)
     wait_until(lambda: world.client._process and "waits" in world.client._process.watch.jobs)
     assert not world.stepped("waits")
-    os.kill(world.ready[-1].pid, signal.SIGKILL)
+    kill_at(world.ready[-1].pid, ["alone"])
     for future, blame in ((first, Blame.GUILTY), (waits, Blame.BESIDE)):
         answer = future.result(5)
         assert isinstance(answer, Gone)
         assert answer.blame is blame
+
+
+def test_a_job_that_kills_before_a_word_of_it_is_counted_and_the_one_of_the_last_word_is_not(
+    world: World,
+) -> None:
+    world.start()
+    world.up()
+    before = world.render("before", steps=LONG)
+    wait_until(lambda: world.stepped("before"))
+    culprit = world.render("culprit", do="kill", at=0)
+    for future, blame in ((before, Blame.BESIDE), (culprit, Blame.GUILTY)):
+        answer = future.result(10)
+        assert isinstance(answer, Gone)
+        assert answer.blame is blame
+
+
+def test_nobody_is_counted_for_an_engine_that_ends_between_two_units(world: World) -> None:
+    world.start()
+    world.up()
+    answer = world.render("a", do="between").result(10)
+    assert isinstance(answer, Gone)
+    assert answer.blame is Blame.BESIDE
+    assert world.stepped("a"), "it was at work before"
 
 
 def test_a_stopped_engine_is_killed_at_the_deadline_of_its_unit_of_work(world: World) -> None:

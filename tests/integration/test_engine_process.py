@@ -13,7 +13,9 @@ import pytest
 
 from overpaint_worker import protocol as p
 from overpaint_worker.engine.options import EngineOptions, parse
+from overpaint_worker.evidence import AtWork, EvidenceMemory
 from tests.rendering import DEVICE, img2img, request
+from tests.waiting import wait_until
 
 PATIENCE_S = 240.0
 HIDDEN = {"CUDA_VISIBLE_DEVICES": ""} if DEVICE.type == "cpu" else {}
@@ -24,6 +26,7 @@ LEAST_MEMORY = 2**26 if DEVICE.type == "cpu" else 2**24
 class Engine:
     def __init__(self, registry, spare=False):
         ours, theirs = socket.socketpair()
+        self.evidence = EvidenceMemory()
         options = EngineOptions(fd=-1, registry=registry, device=str(DEVICE), spare=spare)
         with theirs:
             self.process = subprocess.Popen(
@@ -34,8 +37,10 @@ class Engine:
                     *options.argv(),
                     "--fd",
                     str(theirs.fileno()),
+                    "--evidence",
+                    str(self.evidence.descriptor),
                 ],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), self.evidence.descriptor],
                 stderr=subprocess.PIPE,
                 env={**os.environ, **HIDDEN},
             )
@@ -63,6 +68,7 @@ class Engine:
         self.process.wait()
         self.process.stderr.close()
         self.pipe.close()
+        self.evidence.close()
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +144,17 @@ def test_a_running_job_is_cancelled_between_steps(engine):
     assert beat.models == ["tiny"]
     assert beat.memory_used > LEAST_MEMORY
     assert beat.row_limit >= 1
+
+
+def test_its_evidence_names_each_job_while_it_works_on_it_and_none_when_it_rests(engine):
+    names = [("shown-a", 1), ("shown-b", 1)]
+    for job, _ in names:
+        engine.say(request(job, img2img(steps=900)))
+    wait_until(lambda: engine.evidence.read().attempts == set(names), within_s=60)
+    for job, token in names:
+        engine.say(p.Cancel(job=job, token=token))
+        engine.end(job)
+    wait_until(lambda: engine.evidence.read() == AtWork(rests=True), within_s=60)
 
 
 def test_a_model_can_be_loaded_before_its_first_job(engine):

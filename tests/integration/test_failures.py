@@ -23,6 +23,7 @@ from overpaint_shared.settings import LedgerSettings, Settings
 from overpaint_worker.stopping import EXIT_DEVICE_FAULT
 from overpaint_worker.transport import QUARANTINE_KEY
 from tests import fake_engine
+from tests.at_work import kill_at
 from tests.unit.test_transport import HOSTILE, message
 from tests.waiting import wait_until
 from tests.workers import TestFarm
@@ -42,7 +43,7 @@ def test_jobs_of_a_killed_engine_are_released_within_a_second_and_run_again(farm
     ids = farm.submit(farm.long(), farm.long())
     for job_id in ids:
         farm.stepping(job_id)
-    os.kill(worker.engine_pid, signal.SIGKILL)
+    kill_at(worker.engine_pid, ids)
     killed = time.monotonic()
     wait_until(lambda: all(worker.said("job.released", job=i, reason="suspected") for i in ids), within_s=5)
     assert time.monotonic() - killed < 1.0

@@ -1,6 +1,7 @@
 import pytest
 
 from overpaint_worker.crashes import TEST_JOB, Barren, Blame, InFlight, Watch
+from overpaint_worker.evidence import AtWork
 from overpaint_worker.protocol import Progress
 
 
@@ -52,20 +53,48 @@ def test_a_picture_that_takes_too_long_on_a_cpu_thread_hangs_though_the_device_i
     assert "prepare of job a" in str(w.hang(51.1))
 
 
-def test_the_one_job_of_the_unit_of_work_is_guilty_and_those_beside_it_are_not() -> None:
-    w = watch(jobs=jobs("in_unit", "between", "waiting"))
-    w.progress("in_unit", "decode", 0, now=1.0)
+def at(*names: str, token: int = 0) -> AtWork:
+    return AtWork(attempts=frozenset((name, token) for name in names))
+
+
+RESTS = AtWork(rests=True)
+
+
+def test_the_one_job_at_work_is_guilty_and_those_beside_it_are_not() -> None:
+    w = watch(jobs=jobs("in_unit", "between", "waiting"), at_work=at("in_unit", "left_already"))
     w.progress("between", "encode", 0, now=1.0)
-    w.unit("decode", 10.0, ["in_unit", "left_already"], now=1.0)
     assert w.suspects() == {"in_unit"}
     assert w.blame() == {"in_unit": Blame.GUILTY, "between": Blame.BESIDE, "waiting": Blame.BESIDE}
 
 
+def test_the_evidence_counts_and_not_the_message_that_came_last() -> None:
+    w = watch(jobs=jobs("before", "culprit"), at_work=at("culprit"))
+    w.unit("denoise", 10.0, ["before"], now=1.0)
+    assert w.blame() == {"before": Blame.BESIDE, "culprit": Blame.GUILTY}
+
+
+def test_nobody_is_counted_for_an_engine_that_ends_between_two_units() -> None:
+    w = watch(jobs=jobs("a"), at_work=AtWork())
+    w.unit("denoise", 10.0, ["a"], now=1.0)
+    assert w.blame() == {"a": Blame.BESIDE}
+
+
 def test_of_several_at_work_each_is_a_suspect_and_none_is_guilty() -> None:
-    w = watch(jobs=jobs("in_unit", "on_cpu", "between"))
-    w.progress("on_cpu", "prepare", 0, now=1.0)
-    w.unit("denoise", 10.0, ["in_unit"], now=1.0)
+    w = watch(jobs=jobs("in_unit", "on_cpu", "between"), at_work=at("in_unit", "on_cpu"))
     assert w.blame() == {"in_unit": Blame.SUSPECT, "on_cpu": Blame.SUSPECT, "between": Blame.BESIDE}
+
+
+def test_evidence_of_an_attempt_before_says_nothing_about_the_one_that_runs() -> None:
+    w = watch(jobs={"a": InFlight(sent_at=0.0, token=2)}, at_work=at("a", token=1))
+    assert w.blame() == {"a": Blame.BESIDE}
+
+
+def test_a_job_that_ends_the_engine_while_it_is_taken_off_the_pipe_is_guilty() -> None:
+    held = {"a": InFlight(sent_at=0.0, frame=1), "b": InFlight(sent_at=0.0, frame=3)}
+    assert watch(jobs=held, at_work=AtWork(frames=frozenset({3}))).blame() == {
+        "a": Blame.BESIDE,
+        "b": Blame.GUILTY,
+    }
 
 
 def test_a_job_that_hangs_on_a_cpu_thread_is_guilty_and_those_that_step_meanwhile_are_not() -> None:
@@ -73,6 +102,7 @@ def test_a_job_that_hangs_on_a_cpu_thread_is_guilty_and_those_that_step_meanwhil
     w.progress("culprit", "prepare", 0, now=1.0)
     w.progress("prepares", "prepare", 0, now=50.0)
     w.unit("denoise", 1000.0, ["steps"], now=50.0)
+    w.at_work = at("culprit", "steps", "prepares")
     assert w.blame(w.hang(51.1)) == {
         "culprit": Blame.GUILTY,
         "steps": Blame.BESIDE,
@@ -81,14 +111,13 @@ def test_a_job_that_hangs_on_a_cpu_thread_is_guilty_and_those_that_step_meanwhil
 
 
 def test_a_unit_that_hangs_is_its_own_jobs_fault() -> None:
-    w = watch(jobs=jobs("in_unit", "on_cpu"))
-    w.progress("on_cpu", "prepare", 0, now=1.0)
+    w = watch(jobs=jobs("in_unit", "on_cpu"), at_work=at("in_unit", "on_cpu"))
     w.unit("encode", 5.0, ["in_unit"], now=1.0)
     assert w.blame(w.hang(6.1)) == {"in_unit": Blame.GUILTY, "on_cpu": Blame.BESIDE}
 
 
 def test_a_load_without_a_job_that_ends_the_engine_is_no_jobs_fault() -> None:
-    w = watch(jobs=jobs("waiting"))
+    w = watch(jobs=jobs("waiting"), at_work=AtWork())
     w.unit("load", 5.0, [], now=1.0)
     assert w.blame() == {"waiting": Blame.BESIDE}
     assert w.blame(w.hang(6.1)) == {"waiting": Blame.BESIDE}
@@ -100,10 +129,15 @@ def test_a_job_whose_picture_is_read_waits_for_the_device_and_is_not_at_work() -
     w.note(Progress(job="waits", token=0, stage="prepare", step=1, of=1), now=2.0)
     w.unit("load", 1800.0, ["loads"], now=2.0)
     assert w.hang(1000.0) is None
-    assert w.suspects() == {"loads"}
 
 
-def test_jobs_that_the_engine_never_spoke_of_are_suspects_together_and_guilty_alone() -> None:
+def test_a_unit_that_was_over_when_the_engine_was_killed_for_it_is_nobodys_fault() -> None:
+    w = watch(jobs=jobs("late", "next"), at_work=at("next"))
+    w.unit("encode", 5.0, ["late"], now=1.0)
+    assert w.blame(w.hang(6.1)) == {"late": Blame.BESIDE, "next": Blame.BESIDE}
+
+
+def test_jobs_of_an_engine_whose_evidence_is_damaged_are_suspects_together_and_guilty_alone() -> None:
     assert watch(jobs=jobs("a", "b")).blame() == {"a": Blame.SUSPECT, "b": Blame.SUSPECT}
     assert watch(jobs=jobs("a")).blame() == {"a": Blame.GUILTY}
 
@@ -151,14 +185,14 @@ def test_a_device_that_ends_its_test_three_times_is_at_fault() -> None:
 def test_an_engine_that_is_killed_while_it_rests_says_nothing_about_the_device() -> None:
     barren = Barren()
     for _ in range(10):
-        barren.ended(watch())
+        barren.ended(watch(at_work=RESTS))
     assert not barren.give_up
 
 
 def test_a_load_without_a_job_that_ends_the_engine_each_time_is_the_devices_fault() -> None:
     barren = Barren()
     for _ in range(3):
-        loads = watch()
+        loads = watch(at_work=AtWork())
         loads.unit("load", 5.0, [], now=1.0)
         barren.ended(loads)
     assert barren.give_up

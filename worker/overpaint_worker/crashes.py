@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from overpaint_worker.evidence import IDLE, AtWork
 from overpaint_worker.protocol import CPU_STAGE_BUDGET_S, CPU_STAGES, Progress, Ready, ToWorker, Unit
 
-IDLE = "idle"
 LOAD = "load"
 ANSWER_S = 60.0
 START_S = 180.0
@@ -50,6 +50,8 @@ class InFlight:
     token: int = 0
     """Of the attempt: a worker may get a job back while the engine still ends the attempt before."""
     spec_json: str = ""
+    frame: int = 0
+    """The number of the frame on the pipe that brought it."""
     stage: str | None = None
     since: float = 0.0
     over: bool = False
@@ -63,7 +65,9 @@ class InFlight:
 
 @dataclass
 class Watch:
-    """What one engine process does, told by its messages. All times are of one monotonic clock, in seconds.
+    """What one engine process does: its messages tell it, and its evidence tells what it did when it ended.
+
+    All times are of one monotonic clock, in seconds.
 
     The engine's word for a unit of work is its deadline, so that a load may take minutes and a step may not.
     Where it names none although it has jobs, `answer_s` since its last word is the deadline.
@@ -76,6 +80,8 @@ class Watch:
     ready: bool = False
     jobs: dict[str, InFlight] = field(default_factory=dict)
     steps: int = 0
+    at_work: AtWork | None = None
+    """From its evidence, once it has ended; None: that could not be read."""
     _unit: str = IDLE
     _unit_jobs: tuple[str, ...] = ()
     _unit_ends: float = 0.0
@@ -136,27 +142,22 @@ class Watch:
 
     @property
     def rests(self) -> bool:
-        """It is up and does nothing, so what ends it comes from elsewhere."""
-        return self.ready and self._unit == IDLE
+        """It was up and did nothing, so what ended it came from elsewhere."""
+        return self.ready and self.at_work is not None and self.at_work.rests
 
     def _in_unit(self) -> frozenset[str]:
         return frozenset(self._unit_jobs) & self.jobs.keys()
 
     def suspects(self, hang: Hang | None = None) -> frozenset[str]:
-        """The jobs one of which ended the engine: whose work hung; else those in the unit of work and on the
-        CPU threads.
+        """The jobs one of which ended the engine: all that its threads were at; of these, whose work hung.
 
-        While the device has no unit of work and no CPU thread has any, they are those that the engine has
-        told of, and if that is none too, all: else a job that kills the engine before a word of it would
-        never be found.
+        Where the evidence cannot be read, they are all that it had.
         """
-        if hang is not None and hang.jobs is not None:
-            return hang.jobs & self.jobs.keys()
-        on_cpu = {job for job, flight in self.jobs.items() if flight.on_cpu}
-        if self._unit != IDLE:
-            return self._in_unit() | on_cpu
-        told = {job for job, flight in self.jobs.items() if flight.stage is not None}
-        return frozenset(on_cpu or told or self.jobs)
+        found = frozenset(job for job, flight in self.jobs.items() if self._was_at(job, flight))
+        return found if hang is None or hang.jobs is None else found & hang.jobs
+
+    def _was_at(self, job: str, flight: InFlight) -> bool:
+        return self.at_work is None or self.at_work.has((job, flight.token), flight.frame)
 
     def blame(self, hang: Hang | None = None) -> Mapping[str, Blame]:
         """For each job that the engine had, what its end says about it.

@@ -135,9 +135,8 @@ class EngineClient:
                 return future
             self._futures[job.job, job.token] = future
             process.watch.jobs[job.job] = InFlight(
-                sent_at=time.monotonic(), token=job.token, spec_json=job.spec_json
+                sent_at=time.monotonic(), token=job.token, spec_json=job.spec_json, frame=process.send(frame)
             )
-            process.send(frame)
         return future
 
     def _shut(self, job: Render) -> bool:
@@ -162,8 +161,8 @@ class EngineClient:
         self._closing.set()
         if self._spare:
             self._spare.close()
+        self._send(Stop())
         if process := self._process:
-            process.send(encode(Stop()))
             process.leave(LEAVE_S)
         self._end_all(EngineDied("the worker stops"), {})
 

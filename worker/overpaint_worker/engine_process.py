@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 
 from overpaint_worker.crashes import ANSWER_S, START_S, Hang, Watch
 from overpaint_worker.engine_output import EngineOutput
+from overpaint_worker.evidence import EvidenceMemory
 from overpaint_worker.protocol import (
     CPU_STAGE_BUDGET_S,
     MAX_FRAME_BYTES,
@@ -47,7 +48,10 @@ SECRET_WORDS = ("SECRET", "TOKEN", "PASSW", "CREDENTIAL", "AUTH", "KEY")
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How an engine is started. Its end of the socket is appended to `argv` as `--fd N`."""
+    """How an engine is started.
+
+    `--fd N`, its end of the socket, and `--evidence N`, the memory for its evidence, are appended to `argv`.
+    """
 
     argv: Sequence[str]
     environment: Mapping[str, str]
@@ -62,18 +66,25 @@ class EngineProcess:
     def __init__(self, launch: Launch) -> None:
         """Start it. Raises OSError: there is no such program, or no room for one more process."""
         ours, theirs = socket.socketpair()
+        self._evidence = EvidenceMemory()
         with ours, theirs:
-            self.popen = subprocess.Popen(
-                [*launch.argv, "--fd", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env=dict(launch.environment),
-            )
+            pipe, memory = theirs.fileno(), self._evidence.descriptor
+            try:
+                self.popen = subprocess.Popen(
+                    [*launch.argv, "--fd", str(pipe), "--evidence", str(memory)],
+                    pass_fds=[pipe, memory],
+                    stdin=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    env=dict(launch.environment),
+                )
+            except OSError:
+                self._evidence.close()
+                raise
             self._connection = Connection(ours.detach())
         assert self.popen.stderr is not None  # noqa: S101 - a pipe was asked for
         self.output = EngineOutput(self.popen.stderr)
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._sent = 0
         self.hung: Hang | None = None
         self.watch = Watch(
             started_at=time.monotonic(),
@@ -84,9 +95,11 @@ class EngineProcess:
         self._writer = threading.Thread(target=self._write, name="engine-writer", daemon=True)
         self._writer.start()
 
-    def send(self, frame: bytes) -> None:
-        """Queue a frame."""
+    def send(self, frame: bytes) -> int:
+        """Queue a frame; its number on the pipe. For one thread at a time."""
+        self._sent += 1
         self._outbox.put(frame)
+        return self._sent
 
     def read(self) -> ToWorker:
         """The next message. Raises EOFError or OSError at the end, ProtocolError for what is none."""
@@ -100,10 +113,12 @@ class EngineProcess:
         return self._connection.poll()
 
     def reap(self) -> int:
-        """End it for certain; its exit status."""
+        """End it for certain, and note what it was doing; its exit status."""
         self._outbox.put(None)
         self.popen.kill()
         status = self.popen.wait()
+        self.watch.at_work = self._evidence.read()
+        self._evidence.close()
         self.output.drain(DRAIN_S)
         self._writer.join()  # its descriptor must not be closed, and taken by another, under its hands
         self._connection.close()

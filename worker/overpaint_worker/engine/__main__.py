@@ -21,6 +21,7 @@ import structlog
 from overpaint_shared.errors import OverpaintError
 from overpaint_worker import protocol as p
 from overpaint_worker.engine.options import EngineOptions, parse
+from overpaint_worker.evidence import Evidence
 from overpaint_worker.logs import configure
 from overpaint_worker.parent import end_with_parent
 
@@ -38,8 +39,8 @@ log = structlog.get_logger(__name__)
 class Outbox:
     """Messages to the worker, written by a thread of their own in the order they came."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+    def __init__(self, pipe: Connection, evidence: Evidence) -> None:
+        self._pipe, self._evidence = pipe, evidence
         self._queue: queue.SimpleQueue[p.ToWorker | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="engine-writer", daemon=True)
         self._thread.start()
@@ -55,10 +56,17 @@ class Outbox:
 
     def _write(self) -> None:
         while (message := self._queue.get()) is not None:
-            try:
-                self._pipe.send_bytes(self._encoded(message))
-            except OSError:
-                os._exit(0)  # the worker is gone
+            if isinstance(message, p.Done):  # its pictures may take much memory
+                with self._evidence.working("send", [(message.job, message.token)]):
+                    self._send(message)
+            else:
+                self._send(message)
+
+    def _send(self, message: p.ToWorker) -> None:
+        try:
+            self._pipe.send_bytes(self._encoded(message))
+        except OSError:
+            os._exit(0)  # the worker is gone
 
     @staticmethod
     def _encoded(message: p.ToWorker) -> bytes:
@@ -106,26 +114,30 @@ def _hand_in(message: p.Render | p.Cancel | p.Load, conductor: Conductor) -> Non
             conductor.load(model)
 
 
-def read_forever(pipe: Connection, mailbox: Mailbox) -> None:
+def read_forever(pipe: Connection, mailbox: Mailbox, evidence: Evidence) -> None:
     """Take what the worker says; leave with the pipe's end, whatever the device is doing."""
     while True:
         try:
-            message = p.decode(pipe.recv_bytes(p.MAX_FRAME_BYTES))
+            pipe.poll(None)
+            with evidence.taking():
+                _take(p.decode(pipe.recv_bytes(p.MAX_FRAME_BYTES)), mailbox)
         except (EOFError, OSError):
             os._exit(0)
         except p.ProtocolError as error:
             log.error("not a message", action="protocol_error", error=str(error))  # noqa: TRY400
             os._exit(EXIT_BROKEN_PIPE)
-        match message:
-            case p.Render() | p.Cancel() | p.Load():
-                mailbox.put(message)
-            case p.Begin():
-                mailbox.begun.set()
-            case p.Stop():
-                os._exit(0)
-            case _:
-                log.error("a message for the worker", action="protocol_error", message=type(message).__name__)
-                os._exit(EXIT_BROKEN_PIPE)
+
+
+def _take(message: p.Message, mailbox: Mailbox) -> None:
+    match message:
+        case p.Render() | p.Cancel() | p.Load():
+            mailbox.put(message)
+        case p.Begin():
+            mailbox.begun.set()
+        case p.Stop():
+            os._exit(0)
+        case _:
+            raise p.ProtocolError(f"a {type(message).__name__} message is for the worker")
 
 
 def wait_as_spare(options: EngineOptions, outbox: Outbox, mailbox: Mailbox) -> HashCache | None:
@@ -142,14 +154,16 @@ def wait_as_spare(options: EngineOptions, outbox: Outbox, mailbox: Mailbox) -> H
 
 def serve(options: EngineOptions) -> int:
     """Bring the device up, say so, and render until the pipe ends. Returns an exit status."""
-    pipe = Connection(options.fd)
-    outbox, mailbox = Outbox(pipe), Mailbox()
+    pipe, evidence = Connection(options.fd), Evidence(options.evidence)
+    outbox, mailbox = Outbox(pipe, evidence), Mailbox()
     # From the start on, for an import takes seconds, and a spare waits for hours.
-    threading.Thread(target=read_forever, args=(pipe, mailbox), name="engine-reader", daemon=True).start()
+    threading.Thread(
+        target=read_forever, args=(pipe, mailbox, evidence), name="engine-reader", daemon=True
+    ).start()
     hashes = wait_as_spare(options, outbox, mailbox) if options.spare else None
     from overpaint_worker.engine.assemble import build, ready  # torch is imported here
 
-    conductor = build(options, outbox.put, hashes)
+    conductor = build(options, outbox.put, hashes, evidence)
     outbox.put(ready(conductor, options))
     mailbox.open(conductor)
     try:

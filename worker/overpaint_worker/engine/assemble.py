@@ -21,6 +21,7 @@ from overpaint_worker.engine.options import EngineOptions
 from overpaint_worker.engine.receipt import DeviceInfo, versions
 from overpaint_worker.engine.rows import BUCKETS
 from overpaint_worker.engine.session import FEATURES, House
+from overpaint_worker.evidence import Evidence
 from overpaint_worker.registry import Registry
 
 log = structlog.get_logger(__name__)
@@ -64,8 +65,10 @@ def describe(device: torch.device) -> DeviceInfo:
     return DeviceInfo(device="cpu", name=platform.processor() or platform.machine(), memory_total=memory)
 
 
-def build(options: EngineOptions, emit: Emit, hashes: HashCache | None = None) -> Conductor:
-    """An engine as the options say; `hashes`: digests that are known already.
+def build(
+    options: EngineOptions, emit: Emit, hashes: HashCache | None = None, evidence: Evidence | None = None
+) -> Conductor:
+    """An engine as the options say; `hashes`: digests that are known already; `evidence`: see `Conductor`.
 
     Raises `SettingsError` for a wrong registry or device.
     """
@@ -83,7 +86,8 @@ def build(options: EngineOptions, emit: Emit, hashes: HashCache | None = None) -
         decode=decoders,
     )
     ceiling = max(bucket for bucket in BUCKETS if bucket <= options.max_rows)
-    return Conductor(house, emit, loop=Loop(RowLimits(ceiling)), cpu_threads=options.cpu_threads)
+    loop = Loop(RowLimits(ceiling))
+    return Conductor(house, emit, loop=loop, cpu_threads=options.cpu_threads, evidence=evidence)
 
 
 def ready(conductor: Conductor, options: EngineOptions) -> p.Ready:

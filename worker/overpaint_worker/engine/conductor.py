@@ -29,10 +29,10 @@ from overpaint_worker.engine.loop import Loop, Turn
 from overpaint_worker.engine.room import NoRoom, relieve, too_little
 from overpaint_worker.engine.session import House, Result, Session, Want
 from overpaint_worker.engine.trajectory import Trajectory
+from overpaint_worker.evidence import IDLE, Evidence
 
 log = structlog.get_logger(__name__)
 
-IDLE: Final = "idle"
 BEAT_S: Final = 2.0
 """Seconds between two `Stats`."""
 REPEAT_S: Final = 0.1
@@ -83,10 +83,20 @@ class Conductor:
         emit: takes each message to the worker; called on this engine's threads, must not block.
         loop: the step loop.
         cpu_threads: for picture files.
+        evidence: where each thread notes what it is about to do.
 
     """
 
-    def __init__(self, house: House, emit: Emit, *, loop: Loop | None = None, cpu_threads: int = 2) -> None:
+    def __init__(
+        self,
+        house: House,
+        emit: Emit,
+        *,
+        loop: Loop | None = None,
+        cpu_threads: int = 2,
+        evidence: Evidence | None = None,
+    ) -> None:
+        self._evidence = evidence or Evidence()
         self.loop = loop or Loop()
         self.house, self._emit = house, emit
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -153,6 +163,7 @@ class Conductor:
         busy = bool(self._units or self._preloads or self._stepping)
         if not busy:
             self._announce(IDLE, [])
+            self._evidence.idle()
         self._take(wait=not busy)
         if self._stopping:
             return
@@ -194,11 +205,12 @@ class Conductor:
         """Run a part of a session on a CPU thread; `then` gets its result on the device thread."""
 
         def begin() -> Any:
-            self._tell(session, stage, 0, 1)
-            try:
-                return call()
-            finally:  # the device may be busy for long before it takes the job up
-                self._tell(session, stage, 1, 1)
+            with self._evidence.working(stage, [session.name]):
+                self._tell(session, stage, 0, 1)
+                try:
+                    return call()
+                finally:  # the device may be busy for long before it takes the job up
+                    self._tell(session, stage, 1, 1)
 
         def ended(future: Future[Any]) -> None:
             if not future.cancelled():
@@ -232,7 +244,8 @@ class Conductor:
         """Do the job's next unit, and find it its next place."""
         session = active.session
         try:
-            want = active.work.send(value)
+            with self._evidence.working(active.stage or "prepare", [session.name]):
+                want = active.work.send(value)
         except StopIteration:
             self._on_cpu(session, "store", session.finish, self._finished)
             self._unpark()
@@ -318,7 +331,8 @@ class Conductor:
     def _loads(self, name: str) -> dict[str, Any] | None:
         """Load a model; why it cannot be, as JSON, since an exception's frames would keep memory."""
         try:
-            self._model(name)
+            with self._evidence.working("load"):
+                self._model(name)
         except Exception as error:
             return judge(error)[1].to_json()
         return None
@@ -329,7 +343,8 @@ class Conductor:
             return
         self._announce("denoise", [trajectory.job for trajectory in group])
         began = time.monotonic()
-        turn = self.loop.turn(group)
+        with self._evidence.working("denoise", [self._stepping[each].session.name for each in group]):
+            turn = self.loop.turn(group)
         self._turn_s = time.monotonic() - began
         self._counts.turns += turn.passes
         self._counts.rows += turn.rows

@@ -9,6 +9,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from overpaint_shared.settings import Limits
+from overpaint_worker.evidence import SLOTS
+
+MOST_CPU_THREADS = SLOTS - 8
+"""Each has a slot in the evidence; so have the threads for the device and the pipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +23,8 @@ class EngineOptions:
     """Descriptor of the socket to the worker."""
     registry: Path
     """`models.toml`."""
+    evidence: int | None = None
+    """Descriptor of the worker's memory for evidence."""
     device: str = "cpu"
     """`cpu`, or `cuda:N` among those that CUDA_VISIBLE_DEVICES leaves."""
     threads: int = 1
@@ -37,7 +43,7 @@ class EngineOptions:
     """Do all that needs no device, then wait until the worker says `Begin`."""
 
     def argv(self) -> list[str]:
-        """These options as a command line, without `--fd`, which the spawner appends."""
+        """These options as a command line, without `--fd` and `--evidence`, which the spawner appends."""
         given = [
             "--registry", str(self.registry), "--device", self.device, "--threads", str(self.threads),
             "--cpu-threads", str(self.cpu_threads), "--max-rows", str(self.max_rows),
@@ -55,10 +61,11 @@ def parse(argv: Sequence[str] | None = None) -> EngineOptions:
         description="The engine process of a worker; started by overpaint-worker, not by hand.",
     )
     parser.add_argument("--fd", type=int, required=True, help="descriptor of the socket to the worker")
+    parser.add_argument("--evidence", type=int, help="descriptor of the memory for evidence")
     parser.add_argument("--registry", type=Path, required=True, help="models.toml")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N (default: cpu)")
     parser.add_argument("--threads", type=_positive, default=1, help="torch's threads in one operation (1)")
-    parser.add_argument("--cpu-threads", type=_positive, default=2, help="threads for picture files (2)")
+    parser.add_argument("--cpu-threads", type=_cpu_threads, default=2, help="threads for picture files (2)")
     parser.add_argument("--max-rows", type=_positive, default=16, help="rows that no pass exceeds (16)")
     parser.add_argument("--kept-models", type=_positive, default=2, help="models that stay loaded (2)")
     parser.add_argument("--hashes", type=Path, help="file that remembers the digests of weights")
@@ -71,6 +78,13 @@ def parse(argv: Sequence[str] | None = None) -> EngineOptions:
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def _cpu_threads(text: str) -> int:
+    value = _positive(text)
+    if value > MOST_CPU_THREADS:
         raise ValueError(text)
     return value
 
