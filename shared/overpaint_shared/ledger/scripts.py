@@ -1,6 +1,7 @@
 """The Lua scripts: read from their files, given the tables they share with Python, run by their SHA.
 
-Every script is the constants below, then `guard.lua` and `prelude.lua`, then its parts and its own file.
+Every script is its own file after those of the definitions below, of the shared files (`LIBRARY`) that
+it needs (see `lua_library.py`).
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any, Final, TypeVar
 import redis
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
+from overpaint_shared.ledger.lua_library import Definition, definitions, needed
 from overpaint_shared.ledger.states import MOVES, TERMINAL
 
 PRIORITY_CLASSES: Final = (0, 3, 6, 9)
@@ -91,14 +93,7 @@ WAIT_STEP_S: Final = 0.2
 T = TypeVar("T")
 
 
-PARTS: Final = {
-    "submit": ("quota",),
-    "audit": ("note",),
-    "cancel": ("note",),
-    "replay": ("note",),
-    "discard": ("note",),
-}
-"""What a script needs besides."""
+LIBRARY: Final = ("guard", "prelude", "quota", "note")
 
 
 def _lua_string(text: str) -> str:
@@ -129,18 +124,20 @@ def _constants() -> str:
 
 
 @cache
+def _file(name: str) -> str:
+    return (files("overpaint_shared.ledger") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+
+
+@cache
+def _library() -> tuple[Definition, ...]:
+    return definitions("\n".join([_constants(), *map(_file, LIBRARY)]))
+
+
+@cache
 def source(name: str) -> str:
     """The whole text of script `name`."""
-    folder = files("overpaint_shared.ledger") / "lua"
-    return "\n".join(
-        [
-            _constants(),
-            *(
-                (folder / f"{part}.lua").read_text(encoding="utf-8")
-                for part in ("guard", "prelude", *PARTS.get(name, ()), name)
-            ),
-        ]
-    )
+    own = _file(name)
+    return "\n".join([*needed(own, _library()), own])
 
 
 @cache
