@@ -63,5 +63,5 @@ local function each(index, ids, work, stay)
   end
 end
 
-local function is_time(text) return text and #text <= 40 and string.match(text, '^%d+%.?%d*$') ~= nil end
-local function is_count(text, digits) return #text <= (digits or 15) and string.match(text, '^%d+$') ~= nil end
+local function is_time(text) return text and #text <= 40 and string.find(text, '^%d+%.?%d*$') ~= nil end
+local function is_count(text, digits) return #text <= (digits or 15) and string.find(text, '^%d+$') ~= nil end

@@ -57,12 +57,12 @@ end
 local function oddity(job)
   if job.odd then return job.odd end
   if not MOVES[job.state] then return 'its state is ' .. tostring(job.state) end
-  if not job.model or #job.model > 64 or not string.match(job.model, '^[%w._-]+$') then return 'its model is no name' end
-  if not job.owner or #job.owner > 512 or not string.match(job.owner, '^[^%z\1-\32]+$') then
+  if not job.model or #job.model > 64 or not string.find(job.model, '^[%w._-]+$') then return 'its model is no name' end
+  if not job.owner or #job.owner > 512 or not string.find(job.owner, '^[^%z\1-\32]+$') then
     return 'its owner is no name'
   end
   if not CLASSES[job.class] then return 'its class is ' .. tostring(job.class) end
-  if not string.match(job.priority or '', '^%d$') then return 'its priority is ' .. tostring(job.priority) end
+  if not string.find(job.priority or '', '^%d$') then return 'its priority is ' .. tostring(job.priority) end
   for _, name in ipairs(TIMES) do
     if not is_time(job[name]) then return 'its ' .. name .. ' is no time' end
   end
@@ -73,6 +73,7 @@ local function oddity(job)
     if job[name] and not is_count(job[name]) then return 'its ' .. name .. ' is no number' end
   end
   if job.token and not is_count(job.token, 19) then return 'its token is no number' end
+  if job.length and job.length <= LONGEST_FIELD then return end
   for _, name in ipairs(FIELDS) do
     if job[name] and #job[name] > LONGEST_FIELD then return 'its ' .. name .. ' is too long' end
   end
@@ -85,12 +86,16 @@ local function lane_of(job) return job.class .. ':' .. job.model .. ':' .. job.o
 -- A record as it stands, sound or not; nil where there is none.
 local function read(id)
   local values = call('HMGET', 'op:job:' .. id, unpack(FIELDS))
-  local job, there = {id = id}, false
-  for i, name in ipairs(FIELDS) do
-    job[name] = values[i] or nil
-    there = there or values[i]
+  local job, length = {id = id}, nil  -- of all fields together
+  for i = 1, #FIELDS do
+    local value = values[i]
+    if value then
+      job[FIELDS[i]] = value
+      length = (length or 0) + #value
+    end
   end
-  return there and job or nil
+  job.length = length
+  return length and job or nil
 end
 
 local function tell(job, at, stage, step, of)
@@ -172,12 +177,13 @@ local function load(id)
   if not why then return job end
 end
 
--- The job that an index names and that belongs there. Any other entry leaves the index.
+-- The job that an index names and that belongs there. Any other entry leaves the index: -> nil, its job if that is sound
 local function load_from(index, id, belongs)
   local job = load(id)
   if job and belongs(job) then return job end
   local says = job and 'names job ' .. id .. ', which is ' .. job.state or 'names ' .. id .. ', which is no job'
   if put_aside(index .. ' ' .. says, id) then call('ZREM', index, id) end
+  return nil, job
 end
 
 local function is_queued(job) return job.state == 'queued' end
@@ -260,16 +266,17 @@ local function move(job, to, at, keep_s)
     call('ZREM', 'op:expiry', job.id)
     unset(job, 'ended', 'result', 'error')
   end
-  set(job, 'state', to)
   job.state = to
   if to == 'queued' then
     unset(job, 'stage', 'step', 'of')
-    set(job, 'since', seconds(at))
+    set(job, 'state', to, 'since', seconds(at))
     call('ZADD', 'op:queued:' .. job.model, at, job.id)
   elseif TERMINAL[to] then
-    set(job, 'ended', seconds(at))
+    set(job, 'state', to, 'ended', seconds(at))
     if job.deadline then call('ZREM', 'op:deadlines', job.id) end
     call('ZADD', 'op:expiry', at + keep_s, job.id)
+  else
+    set(job, 'state', to)
   end
   tell(job, at)
 end

@@ -72,15 +72,19 @@ local function index(job)
   end
 end
 
+local indexed = {}
+
 -- Looks at a piece of an index: an entry that does not belong leaves it, and stands where it belongs.
 local function look(key, belongs)
   local ids, scores = turn(key)
   each(key, ids, function(id)
-    local job = read(id)
-    if job and job.odd and key == 'op:expiry' then return end
-    load_from(key, id, belongs)
-    job = job and read(id)
-    if job and not oddity(job) then index(job) end
+    if key == 'op:expiry' and call('HGET', 'op:job:' .. id, 'odd') then return end
+    local job, stray = load_from(key, id, belongs)
+    job = job or stray
+    if job and not indexed[id] then
+      indexed[id] = true  -- once a turn: it stands in several indexes
+      index(job)
+    end
   end, true)
   return ids, scores
 end

@@ -6,7 +6,7 @@ local id, owner, window, token, digest, spec, model, priority, title, features, 
 local at, out = clock(), {}
 
 local known = token ~= '' and call('HGET', 'op:tokens:' .. owner, token)
-local job = load(known or id)
+local job = (known or #call('HKEYS', 'op:job:' .. id) > 0) and load(known or id)
 if job then
   if job.digest ~= digest or job.owner ~= owner then return {'conflict', job.id, out} end
   -- The first call may have died before it published.
@@ -17,7 +17,8 @@ end
 -- An input that was being deleted when the producer looked for it, or since, may be gone: it must look again.
 local gone, seen = {}, tonumber(checked) or at - REMEMBERED_S  -- not told when: any that is remembered
 local stale = checked ~= '' and at - seen > REMEMBERED_S
-for sha256 in string.gmatch(inputs, '[^,]+') do
+local condemned = inputs ~= '' and (stale or call('ZCOUNT', 'op:condemned:' .. owner, seen, '+inf') > 0)
+for sha256 in string.gmatch(condemned and inputs or '', '[^,]+') do
   local ends = call('ZSCORE', 'op:condemned:' .. owner, sha256)
   if stale or (ends and tonumber(ends) >= seen) then gone[#gone + 1] = sha256 end
 end
@@ -32,17 +33,23 @@ job.created = seconds(at)
 local why = oddity(job)
 if why then return redis.error_reply('ERR no such job is taken: ' .. why) end
 call('SET', 'op:spec:' .. id, spec)
-set(job, 'state', job.state, 'owner', owner, 'model', model, 'priority', priority, 'class', job.class,
-  'created', job.created, 'since', job.created, 'digest', digest, 'title', title, 'features', features, 'bytes', job.bytes)
+local fields = {'state', job.state, 'owner', owner, 'model', model, 'priority', priority, 'class', job.class,
+  'created', job.created, 'since', job.created, 'digest', digest, 'title', title, 'features', features, 'bytes', job.bytes}
+local function also(name, value)
+  if value == '' then return end
+  fields[#fields + 1] = name
+  fields[#fields + 1] = value
+end
+also('submit_token', token)
+also('group', group)
+also('labels', labels)
+set(job, unpack(fields))
 if token ~= '' then
-  set(job, 'submit_token', token)
   call('HSET', 'op:tokens:' .. owner, token, id)
 end
 if group ~= '' then
-  set(job, 'group', group)
   call('ZADD', 'op:group:' .. owner .. ':' .. group, at, id)
 end
-if labels ~= '' then set(job, 'labels', labels) end
 call('ZADD', 'op:owner:' .. owner, at, id)
 call('ZADD', 'op:state:queued', at, id)
 call('ZADD', 'op:queued:' .. model, at, id)
