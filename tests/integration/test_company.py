@@ -74,9 +74,11 @@ def test_a_job_that_must_run_alone_waits_for_the_others_and_lets_none_in(tiny_re
     single = receipt(k.ends()["single"])["evaluations"]
     assert single["alone"]
     assert single["by_company"] == {"1": 2}
-    begun = [m.job for m in k.said if type(m).__name__ == "Progress" and m.stage == "prepare"]
+    told = [m for m in k.said if type(m).__name__ == "Progress" and m.stage == "prepare"]
+    begun = [m.job for m in told if m.step == 0]
     ended = [m.job for m in k.said if type(m).__name__ == "Done"]
     assert begun == ["first", "single", "last"]
+    assert [m.job for m in told if m.step == m.of] == begun, "each stage on a CPU thread tells its end, too"
     assert k.said.index(k.ends()["first"]) < _began(k, "single")
     assert k.said.index(k.ends()["single"]) < _began(k, "last")
     assert ended == order

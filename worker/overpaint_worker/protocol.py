@@ -151,7 +151,10 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """A job has entered a stage, or done `step` of its `of` steps; `company` jobs shared the last pass."""
+    """A job has entered a stage, or done `step` of its `of` steps; `company` jobs shared the last pass.
+
+    A stage on a CPU thread tells its beginning (0 of 1) and its end (1 of 1).
+    """
 
     job: str
     token: int
