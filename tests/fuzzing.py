@@ -308,7 +308,7 @@ def make_registry(random: Random) -> bytes:
     )
     for _ in range(random.randrange(1, 4)):
         text = re.sub(
-            random.choice(['"[^"]*"', r"\d+", r"\w+ =", r"\[.*"]), lambda _: _toml(random), text, count=1
+            random.choice(['"[^"]*"', r"\d+", r"\b\w+ =", r"\[.*"]), lambda _: _toml(random), text, count=1
         )
     return (
         mutated(text.encode(errors="replace"), random)
