@@ -5,6 +5,7 @@ indexes agree with the records, and nobody exceeds the window; at the end everyt
 """
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from overpaint_shared.ledger import (
     ReleaseReason,
     Wakeup,
 )
+from overpaint_shared.ledger.ledger import MEMORY_REST_S
 from overpaint_shared.ledger.scripts import PRIORITY_CLASSES
 from overpaint_shared.queues import list_name, make_app, publish
 from tests.integration.ledgers import Books, expire_lease, job, ledger, reaper, worker
@@ -96,6 +98,7 @@ class Farm(RuleBasedStateMachine):
         self.cancels_left = 2
         self.attempts: list[Attempt] = []
         self.committed: dict[str, int] = defaultdict(int)
+        self.short: dict[tuple[str, str], float] = {}  # when a worker had no memory for a job
 
     @initialize(jobs=st.lists(submissions, min_size=2, max_size=JOBS - 1))
     def the_farm_opens(self, jobs) -> None:
@@ -143,6 +146,8 @@ class Farm(RuleBasedStateMachine):
             assert before not in REPLAYABLE
         else:
             assert self.state(name) is JobState.QUEUED
+            if before in REPLAYABLE:
+                self.short = {key: at for key, at in self.short.items() if key[0] != name}
 
     # Workers
 
@@ -171,11 +176,16 @@ class Farm(RuleBasedStateMachine):
         answer = self.books.claim(name, who, FEATURES[who], MODELS)
         self.publish(answer.wakeups)
         able = before.features <= FEATURES[who] and who not in before.excluded
+        able = able and not self.rests(name, who)
         assert (answer.verdict == "ok") == (before.state is JobState.QUEUED and able)
         if answer.verdict == "ok":
             assert answer.token > max((attempt.token for attempt in self.attempts), default=0)
             self.attempts.append(Attempt(name, who, answer.token))
         return answer.verdict == "ok"
+
+    def rests(self, name: str, who: str) -> bool:
+        """Whether a worker that had too little memory for a job is not asked for it yet."""
+        return time.monotonic() < self.short.get((name, who), -MEMORY_REST_S) + MEMORY_REST_S
 
     @precondition(lambda farm: farm.attempts)
     @rule(back=newest, step=st.integers(0, 3))
@@ -211,6 +221,8 @@ class Farm(RuleBasedStateMachine):
         before, current = self.state(attempt.job), self.is_current(attempt)
         answer = self.books.release(attempt.job, attempt.token, reason)
         assert current or answer.state is before
+        if current and before is JobState.RUNNING and reason is ReleaseReason.NO_MEMORY:
+            self.short[attempt.job, attempt.worker] = time.monotonic()
         self.publish(answer.wakeups)
 
     # The reaper, time and bad luck
