@@ -132,9 +132,15 @@ class ShippedRedis(Server):
         return redis.Redis.from_url(self.url(role), **(quick | options))
 
     def denied(self) -> set[str]:
-        """What its users were refused since it started: user, command or key."""
+        """What its users were refused since it started or was cleared: user, command or key."""
         with self.client() as client:
             return {f"{entry['username']}: {entry['object']}" for entry in client.acl_log()}
+
+    def clear(self) -> None:
+        """Delete all keys, and forget what users were refused."""
+        with self.client() as client:
+            client.flushall()
+            client.acl_log_reset()
 
     def launch(self) -> Child:
         """As the compose file does, with another program where one is given."""
@@ -264,8 +270,7 @@ def shipped_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shippe
 @pytest.fixture
 def shipped(shipped_servers: Shipped) -> Shipped:
     """The shared servers, empty. Do not end, freeze or configure them."""
-    with shipped_servers.redis.client() as client:
-        client.flushall()
+    shipped_servers.redis.clear()
     shipped_servers.s3.clear()
     return shipped_servers
 

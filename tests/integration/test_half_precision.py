@@ -2,16 +2,20 @@
 
 import json
 import math
+from io import BytesIO
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.rendering import DEVICE, PARITY, pixels, render, request
+from tests.rendering import DEVICE, INPUTS, PARITY, pixels, render, request
 
 CASES = {path.parent.name: json.loads(path.read_text()) for path in sorted(PARITY.glob("cases/*/job.json"))}
 LEAST_DB = {"bfloat16": 35}
 if DEVICE.type == "cuda":  # a CPU convolves float16 a hundred times slower than float32
     LEAST_DB["float16"] = 50
+WIDEST = 256 if DEVICE.type == "cuda" else 64
+"""Pixels. A CPU without instructions for bfloat16 takes minutes for a picture of 256."""
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +30,24 @@ def half(request, tiny_registry):
 
 
 def rendered(registry, dtype):
-    return {name: ended(render(registry, [request(name, CASES[name])], dtype=dtype))[name] for name in CASES}
+    return {name: ended(render(registry, [case(name)], dtype=dtype))[name] for name in CASES}
 
 
 def together(registry, dtype):
-    return ended(render(registry, [request(name, CASES[name]) for name in CASES], dtype=dtype))
+    return ended(render(registry, [case(name) for name in CASES], dtype=dtype))
+
+
+def case(name):
+    return request(name, CASES[name], {path.name: shrunk(path) for path in INPUTS.iterdir()})
+
+
+def shrunk(path):
+    with Image.open(path) as opened:
+        shrink = math.ceil(max(opened.size) / WIDEST)
+        less = opened.resize((opened.width // shrink, opened.height // shrink))
+    file = BytesIO()
+    less.save(file, "PNG")
+    return file.getvalue()
 
 
 def ended(ends):
