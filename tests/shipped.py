@@ -28,6 +28,7 @@ from tests.compose import ROOT, Compose, new_passwords, read_unit, worker_env
 from tests.waiting import wait_until
 from tests.workers import TestFarm
 
+DEPLOYED = ROOT / "deploy" / "valkey"
 ROLES = ("producer", "worker", "monitor", "operator")
 QUICK = {
     "lease_s": 3.0,
@@ -117,6 +118,12 @@ class ShippedRedis(Server):
     def port(self) -> int:
         """Where it listens."""
         return self.compose.ports["redis"]
+
+    @property
+    def given(self) -> dict[str, str]:
+        """What `start.sh` is given in the environment, to change before a start."""
+        found: dict[str, str] = self.compose.config["services"]["redis"]["environment"]
+        return found
 
     def password(self, role: str) -> str:
         """A role's."""
@@ -283,6 +290,15 @@ def own_redis(shipped_servers: Shipped, tmp_path: Path) -> Iterator[Shipped]:
         ShippedRedis(tmp_path / "redis", shipped_servers.redis.compose.environment), shipped_servers.s3
     )
     yield from _served(made, made.redis)
+
+
+@pytest.fixture
+def apart(shipped_servers: Shipped, tmp_path: Path) -> Iterator[Shipped]:
+    """A Redis that is not started yet, and the shared S3."""
+    shipped_servers.s3.clear()
+    made = ShippedRedis(tmp_path / "redis", shipped_servers.redis.compose.environment)
+    yield Shipped(made, shipped_servers.s3)
+    made.end()
 
 
 @pytest.fixture

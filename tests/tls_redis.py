@@ -1,40 +1,36 @@
-"""A Redis that speaks TLS, for tests: Debian's, unpacked into `.venv`. Valkey's wheel has no TLS."""
+"""A Redis that speaks TLS, for tests: Debian's, taken apart into `.venv`. Valkey's wheel has no TLS."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-PACKAGES = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1", "libatomic1")
-PLACE = Path(sys.prefix) / "tls-redis"
+from tests.compose import ROOT
+
+PLACE = Path(sys.prefix) / "redis-tls-programs"
+PROGRAMS = ("redis-server", "redis-cli")
 
 
 def tls_redis() -> Path:
     """The folder with `redis-server` and `redis-cli`. Fails where they cannot be had."""
-    if not (PLACE / "redis-cli").exists():
-        _unpack(PLACE / "packages")
-        for program in ("redis-server", "redis-cli"):
-            _wrap(program)
+    done = subprocess.run(
+        [ROOT / "deploy" / "debian.sh", "--libraries", "redis-tls", "redis-server", "redis-tools"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    PLACE.mkdir(exist_ok=True)
+    for program in PROGRAMS:
+        _wrap(program, Path(done.stdout.strip()) / "usr")
     return PLACE
 
 
-def _unpack(folder: Path) -> None:
-    for name in ("lists/partial", "cache/archives/partial"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    # Lists of its own, since a machine's may be missing or old.
-    options = ["Acquire::Retries=3", "APT::Sandbox::User=root"]
-    options += [f"Dir::State::Lists={folder}/lists", f"Dir::Cache={folder}/cache"]
-    apt = ["apt-get", "-qq", *(word for option in options for word in ("-o", option))]
-    subprocess.run([*apt, "update"], check=True)
-    subprocess.run([*apt, "download", *PACKAGES], cwd=folder, check=True)
-    for package in folder.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", package, folder / "unpacked"], check=True)
-
-
-def _wrap(program: str) -> None:
-    unpacked = PLACE / "packages" / "unpacked" / "usr"
-    libraries = os.pathsep.join(str(path.parent) for path in unpacked.rglob("liblzf.so.1"))
-    wrapper = PLACE / f"{program}.next"
-    wrapper.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {unpacked}/bin/{program} "$@"\n')
+def _wrap(program: str, unpacked: Path) -> None:
+    """A program that finds the libraries which were fetched with it."""
+    libraries = {str(path.parent) for path in unpacked.rglob("*.so*")}
+    wrapper = PLACE / f"{program}.{os.getpid()}"
+    wrapper.write_text(
+        f'#!/bin/sh\nLD_LIBRARY_PATH={os.pathsep.join(libraries)} exec {unpacked}/bin/{program} "$@"\n'
+    )
     wrapper.chmod(0o755)
     wrapper.replace(PLACE / program)

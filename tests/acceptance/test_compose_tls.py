@@ -3,12 +3,14 @@
 Redis is Debian's, since Valkey's wheel is built without TLS; the options are the same.
 """
 
+import asyncio
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flower.utils.broker import Broker
 from kombu.exceptions import OperationalError
 from PIL import Image
 
@@ -91,6 +93,9 @@ def test_a_job_is_rendered_with_everything_encrypted(farm: Compose, load: Load, 
     assert farm.healthy("s3")
     for name in ("flower", "metrics"):
         wait_until(lambda name=name: farm.healthy(name), within_s=60, what=f"{name}'s health check")
+    app = make_app(settings.redis_url)
+    lengths = Broker(app.conf.broker_url, broker_use_ssl=app.conf.broker_use_ssl).queues(["m.mini"])
+    assert asyncio.run(lengths) == [{"name": "m.mini", "messages": 0}], "Flower reads the queues"
 
 
 @pytest.mark.parametrize("why", ["another authority", "the system's authorities", "another name"])

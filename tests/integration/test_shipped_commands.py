@@ -1,15 +1,22 @@
-"""What each role of the farm as shipped can do with the library and the commands that run a farm."""
+"""What each role of the farm as shipped can do with the library and each command that asks the farm."""
 
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from overpaint_producer import garbage
+from overpaint_producer.cli import COMMANDS, run
 from overpaint_producer.client import Farm
 from overpaint_shared.errors import LedgerUnreachable
+from tests.acceptance.commands import environment
 from tests.integration.hand import job, png, working
-from tests.shipped import Shipped
+from tests.shipped import ROLES, Shipped
 
+DATA = Path(__file__).parents[1] / "data"
 AT_ONCE = timedelta(seconds=-5)
 
 
@@ -36,5 +43,85 @@ def test_the_monitor_may_not_collect_garbage(shipped: Shipped) -> None:
         farm.store.put_input("default", png())
         with pytest.raises(LedgerUnreachable, match="denies its user a command"):
             list(garbage.find(farm.ledger, farm.store, min_age=AT_ONCE))
-    with shipped.redis.client() as client:
-        client.acl_log_reset()
+
+
+@dataclass
+class Jobs:
+    """One job of each kind, by its id; `spare` waits, too."""
+
+    queued: str
+    spare: str
+    done: str
+    failed: str
+    dead: str
+    folder: Path
+    """Where commands are typed."""
+
+
+@pytest.fixture
+def jobs(shipped: Shipped, tmp_path: Path) -> Iterator[Jobs]:
+    (tmp_path / "photo.png").write_bytes(png())
+    (tmp_path / "job.json").write_text(json.dumps(job()))
+    (tmp_path / "workflow.json").write_bytes((DATA / "workflows" / "img2img.json").read_bytes())
+    producer, worker = (Farm.connect(shipped.settings(role)) for role in ("producer", "worker"))
+    with producer, worker, working(worker) as hand:
+        made = Jobs(*(producer.submit(job(), folder=tmp_path).id for _ in range(5)), folder=tmp_path)
+        hand.render(made.done)
+        hand.fail(made.failed, {"code": "bad_input", "message": "broken"})
+        while (found := producer.ledger.job(made.dead)) and found.state.value != "dead":
+            hand.crash(made.dead, hand.claim(made.dead).token)
+        yield made
+
+
+PRODUCERS = ("producer", "worker", "operator")
+WORKERS = ("worker", "operator")
+MAY = {
+    "submit job.json": PRODUCERS,
+    "status {done}": PRODUCERS,
+    "watch {done}": PRODUCERS,
+    "get {done} --out out": PRODUCERS,
+    "cancel {spare}": PRODUCERS,
+    "jobs": PRODUCERS,
+    "replay {failed}": PRODUCERS,
+    "dead": PRODUCERS,
+    "dead list --all-owners": PRODUCERS,
+    "dead show {dead}": PRODUCERS,
+    "dead replay {dead}": PRODUCERS,
+    "dead discard {dead}": WORKERS,
+    "convert workflow.json --farm": ROLES,
+    "workers": ROLES,
+    "queues": ROLES,
+    "why {queued}": PRODUCERS,
+    "metrics --once": ROLES,
+    "doctor": ROLES,
+    "quota": PRODUCERS,
+    "quota ann --max-queued 9": WORKERS,
+    "audit": WORKERS,
+    "gc": PRODUCERS,
+}
+"""Command -> who may."""
+NOT_OF_THE_FARM = {"validate", "schema", "up", "version"}
+
+
+def test_each_command_that_asks_the_farm_is_in_the_table() -> None:
+    assert {line.split()[0] for line in MAY} | NOT_OF_THE_FARM == set(COMMANDS)
+
+
+@pytest.mark.parametrize("line", MAY)
+@pytest.mark.parametrize("role", ROLES)
+def test_a_role_runs_the_commands_that_are_its_own_and_is_told_of_the_others(
+    shipped: Shipped, jobs: Jobs, role: str, line: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(shipped.settings(role)).items():
+            patch.setenv(name, value)
+        patch.chdir(jobs.folder)
+        code = run(line.format(**vars(jobs)).split())
+    said = capfd.readouterr()
+    if role in MAY[line]:
+        assert code == 0, said
+        assert "denies" not in said.out + said.err
+        assert shipped.redis.denied() == set()
+    else:
+        assert code == 3, said
+        assert "docs/security.md" in said.err

@@ -60,6 +60,7 @@ def test_what_is_printed_moves_no_cursor(capsys: pytest.CaptureFixture[str], tex
     context.say(text)
     context.tell(text)
     context.table([[text]], ["TITLE"])
+    context.emit({"title": text})
     out = io.StringIO()
     progress.Lines(["a"], out)._say(text)
     said = "".join(capsys.readouterr()) + out.getvalue()

@@ -1,9 +1,10 @@
-"""`deploy/valkey/start.sh` and memory: a server that the kernel would end before it is full is not started.
+"""`deploy/valkey/start.sh` starts no server that is unsafe, or that the kernel would end before it is full.
 
 The server is a script that says that it was started; the control groups are files.
 """
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ GB = 1 << 30
 NO_LIMIT_V1 = 9223372036854771712
 
 
-def start(tmp_path: Path, *options: str, config: str = "") -> "subprocess.CompletedProcess[str]":
-    """Start the server where control groups are those of `tmp_path`."""
+def start(
+    tmp_path: Path, *options: str, config: str = "", more: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Start the server where control groups are those of `tmp_path`, with `more` in the environment."""
     server, settings = tmp_path / "server", tmp_path / "valkey.conf"
     server.write_text(SERVER)
     server.chmod(0o755)
@@ -23,7 +26,7 @@ def start(tmp_path: Path, *options: str, config: str = "") -> "subprocess.Comple
     given = {f"OVERPAINT_REDIS_{role}_PASSWORD": f"the password of {role}" for role in
              ("PRODUCER", "WORKER", "MONITOR", "OPERATOR")}  # fmt: skip
     given |= {"PATH": "/usr/bin:/bin", "OVERPAINT_ACL_FILE": str(tmp_path / "users.acl")}
-    given |= {"OVERPAINT_CGROUPS": str(tmp_path / "cgroup")}
+    given |= {"OVERPAINT_CGROUPS": str(tmp_path / "cgroup")} | dict(more or {})
     words = [DEPLOYED / "start.sh", server, settings, "--dir", str(tmp_path), *options]
     return subprocess.run(words, env=given, capture_output=True, text=True, check=False)
 
@@ -112,3 +115,27 @@ def test_a_size_that_valkey_does_not_know_is_left_to_valkey(tmp_path: Path) -> N
     limit(tmp_path, 4 * GB)
     for odd in ("2 gb", "much", "-1", "2tb"):
         assert start(tmp_path, "--maxmemory", odd).stdout == "started\n", "it says what is wrong"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"WORKER": ""}, "OVERPAINT_REDIS_WORKER_PASSWORD must have 16"),
+        ({"OPERATOR": "short"}, "OVERPAINT_REDIS_OPERATOR_PASSWORD must have 16"),
+        ({"MONITOR": "the password of PRODUCER"}, "OVERPAINT_REDIS_MONITOR_PASSWORD is another role's"),
+    ],
+)
+def test_a_missing_short_or_shared_password_starts_nothing(
+    tmp_path: Path, change: dict[str, str], why: str
+) -> None:
+    refused = start(
+        tmp_path, more={f"OVERPAINT_REDIS_{role}_PASSWORD": word for role, word in change.items()}
+    )
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert why in refused.stderr
+
+
+def test_a_tls_file_that_cannot_be_read_starts_nothing(tmp_path: Path) -> None:
+    refused = start(tmp_path, more={"OVERPAINT_REDIS_TLS_CERT": str(tmp_path / "none.pem")})
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "OVERPAINT_REDIS_TLS_CERT must name a file" in refused.stderr

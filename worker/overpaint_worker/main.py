@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 import click
 import structlog
 
-from overpaint_shared.errors import EXIT_SERVICE, OverpaintError, ServiceError, SettingsError
+from overpaint_shared.errors import EXIT_SERVICE, OverpaintError, ServiceError, SettingsError, visible
 from overpaint_shared.misspelt import misspelt
 from overpaint_shared.settings import Settings
 from overpaint_worker import logs
@@ -188,7 +188,7 @@ def main() -> None:
     try:
         command.main(standalone_mode=True)
     except OverpaintError as error:
-        click.echo(f"overpaint-worker: {error}", err=True)
+        click.echo(visible(f"overpaint-worker: {error}"), err=True)
         sys.exit(EXIT_SERVICE if isinstance(error, ServiceError) else error.exit_code)
 
 

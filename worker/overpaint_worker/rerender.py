@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from overpaint_shared.errors import EXIT_JOB_FAILED, InputError
+from overpaint_shared.errors import EXIT_JOB_FAILED, InputError, visible
 from overpaint_shared.job import JobSpec, parse_job
 from overpaint_worker.commands import device_option, quiet_option, registry_option, threads_option
 from overpaint_worker.here import engine_options, read_picture, render_here, write_files
@@ -90,7 +90,7 @@ def rerender(  # noqa: PLR0917 - click calls it by name
     if out is not None:
         write_files(out, done.files)
     about = compare(read, done.files)
-    click.echo(json.dumps(about) if as_json else in_words(about))
+    click.echo(json.dumps(about) if as_json else visible(in_words(about)))
     if not about["same"]:
         raise SystemExit(EXIT_JOB_FAILED)
 

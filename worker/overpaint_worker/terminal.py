@@ -21,6 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from overpaint_shared.errors import visible
 from overpaint_worker import protocol as p
 
 
@@ -63,7 +64,7 @@ def say(as_json: bool, about: Mapping[str, Any], paths: list[Path]) -> None:
         click.echo(json.dumps(about))
         return
     for path in paths:
-        click.echo(path)
+        click.echo(visible(str(path)))
 
 
 def quiet_logs(*, as_json: bool) -> None:

@@ -190,5 +190,5 @@ def _report_usage(error: click.ClickException, *, as_json: bool) -> int:
 
 
 def _report(data: dict[str, Any], text: str, *, as_json: bool) -> None:
-    said = json.dumps({"error": data}, ensure_ascii=False) if as_json else visible(f"overpaint: {text}")
-    click.echo(said, err=True)
+    said = json.dumps({"error": data}, ensure_ascii=False) if as_json else f"overpaint: {text}"
+    click.echo(visible(said), err=True)

@@ -17,6 +17,7 @@ from overpaint_producer.cli.context import (
     json_option,
     pass_context,
     say,
+    tell,
 )
 from overpaint_producer.cli.workflows import importer, workflow_options
 from overpaint_shared.errors import EXIT_DONE, InputError, SpecError
@@ -152,7 +153,7 @@ def _tell(outcome: "Draft | SpecError", check: Check, *, as_json: bool) -> int:
     elif error is not None:
         say(f"overpaint: {error}")
     else:
-        click.echo(f"{where}: ok")
+        tell(f"{where}: ok")
         for warning in warnings:
             say(f"overpaint: note: {warning}")
     return error.exit_code if error else EXIT_DONE

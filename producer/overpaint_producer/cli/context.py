@@ -137,8 +137,8 @@ def label(text: str) -> tuple[str, str]:
 
 
 def emit(value: Any) -> None:
-    """One line of JSON on standard output."""
-    click.echo(json.dumps(value, ensure_ascii=False, default=str))
+    """One line of JSON on standard output; what would move a terminal's cursor stands as its escape."""
+    click.echo(visible(json.dumps(value, ensure_ascii=False, default=str)))
 
 
 def say(message: str) -> None:

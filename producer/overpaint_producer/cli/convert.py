@@ -18,6 +18,7 @@ from overpaint_producer.cli.context import (
     json_option,
     pass_context,
     say,
+    tell,
 )
 from overpaint_producer.cli.workflows import importer, workflow_options
 from overpaint_shared.errors import SpecError
@@ -78,7 +79,7 @@ def convert(
         _emit(found, draft, paths)
     elif out is not None:
         for path in paths.values():
-            click.echo(path)
+            tell(str(path))
     else:
         _print(found)
 
@@ -98,7 +99,7 @@ def _draft(file: str) -> "Draft":
 def _print(found: "Conversion") -> None:
     for job in found.jobs:
         indent = 2 if len(found.jobs) == 1 else None
-        click.echo(json.dumps(job.spec, indent=indent, ensure_ascii=False))
+        tell(json.dumps(job.spec, indent=indent, ensure_ascii=False))
 
 
 def _emit(found: "Conversion", draft: "Draft", paths: Mapping[str, Path]) -> None:
