@@ -17,6 +17,7 @@ from overpaint_worker.engine.clipseg import maps, model
 from overpaint_worker.engine.clipseg.store import SegmenterStore
 from overpaint_worker.engine.families.vocabulary import clip
 from overpaint_worker.engine.families.weights import HashCache
+from overpaint_worker.engine.session import Session
 from overpaint_worker.registry import Registry
 from tests import segmenters
 from tests.rendering import DEVICE, INPUTS, house, img2img, kitchen, pixels, render, request
@@ -282,6 +283,23 @@ def test_a_search_has_a_deadline_of_its_own_and_not_a_loads(registry):
     assert stages.index("load") < stages.index("mask") < stages.index("condition")
     budgets = {said.stage: said.budget_s for said in k.said if isinstance(said, p.Unit)}
     assert budgets["mask"] == budgets["condition"] < budgets["load"]
+
+
+def test_a_segmenter_given_up_while_its_job_is_stored_is_not_loaded_for_the_receipt(registry, monkeypatch):
+    finish, kept = Session.finish, []
+
+    def relieved(session):
+        store = session._house.segmenters
+        kept.append(store)
+        assert store.relieve(())
+        return finish(session)
+
+    monkeypatch.setattr(Session, "finish", relieved)
+    done = one(registry, job())
+    assert isinstance(done, p.Done), done
+    assert not kept[0].has("clipseg")
+    (told,) = json.loads(done.files["receipt.json"])["segmenters"]
+    assert (told["name"], told["sha256"]) == ("clipseg", kept[0].catalogue()[0].sha256)
 
 
 def test_a_cancelled_search_ends_cancelled(registry):

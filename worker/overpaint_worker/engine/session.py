@@ -337,7 +337,7 @@ class Session:
     def _segmenters(self) -> list[dict[str, Any]]:
         """The weights that found the mask, each once."""
         names = dict.fromkeys(mask.segmenter for _, mask in texts(self.spec))
-        return [_describe(self._house.segmenters.get(name).traits) for name in names]
+        return [_describe(self._house.segmenters.traits(name)) for name in names]
 
     def _course(self) -> dict[str, Any]:
         """How the steps went; empty where nothing was rendered."""

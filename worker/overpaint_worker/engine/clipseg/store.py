@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 
 class SegmenterStore:
-    """Segmenters by registry name. `get` is for the device's thread only.
+    """Segmenters by registry name. `get` is for the device's thread only, `traits` for any.
 
     Args:
         registry: the names.
@@ -30,19 +30,26 @@ class SegmenterStore:
         self._registry, self._device = registry, device
         self._hashes = hashes or HashCache()
         self._loaded: dict[str, Segmenter] = {}
+        self._traits: dict[str, ModelTraits] = {}
 
     def catalogue(self) -> list[ModelTraits]:
         """All that can be read; for each other one a line in the log says why not."""
         found: list[ModelTraits] = []
-        for name, entry in self._registry.segmenters.items():
+        for name in self._registry.segmenters:
             try:
-                found.append(inspect(entry, self._hashes))
+                found.append(self.traits(name))
             except OverpaintError as error:
                 log.warning(
                     "entry cannot be offered", action="model_refused", entry=f"segmenters.{name}",
                     error=str(error),
                 )  # fmt: skip
         return found
+
+    def traits(self, name: str) -> ModelTraits:
+        """What the segmenter is; its weights are not loaded for that. Raises as `get`."""
+        if name not in self._traits:
+            self._traits[name] = inspect(self._registry.segmenter(name, "mask.segmenter"), self._hashes)
+        return self._traits[name]
 
     def has(self, name: str) -> bool:
         """Whether it is loaded."""
@@ -64,5 +71,6 @@ class SegmenterStore:
         if name not in self._loaded:
             entry = self._registry.segmenter(name, f"{field}.segmenter")
             self._loaded[name] = load(entry, self._device, self._hashes)
+            self._traits[name] = self._loaded[name].traits
             log.info("segmenter loaded", action="segmenter_loaded", model=name)
         return self._loaded[name]
