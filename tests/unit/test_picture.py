@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps
 
 from overpaint_shared.errors import InputError, MaskError
 from overpaint_shared.settings import Limits
-from overpaint_worker.engine import masks, picture
+from overpaint_worker.engine import colour, encode, masks, picture
 from tests.unit import pictures
 from tests.unit.pictures import chunk, png16, saved
 from tests.unit.test_colour import PROFILES
@@ -222,6 +223,42 @@ def test_profiles_lead_to_srgb_and_are_kept() -> None:
     assert plain.icc is None
 
 
+GREY_ICC = pictures.icc({b"kTRC": pictures.gamma_curve(1.8)}, space=b"GRAY")
+SPACES = {
+    "curves and a matrix": PROFILES["a wide space of gamma 2.2"],
+    "tables": pictures.table_icc(pictures.SMALL, 1.8, back=True),
+    "grey": GREY_ICC,
+}
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_what_is_converted_in_bands_has_the_bits_of_the_whole(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(colour, "BAND_PIXELS", 70)  # two rows and a bit
+    space = colour.read(SPACES[kind])
+    levels = RNG.integers(0, 256, (37, 33, space.channels), dtype=np.uint8)
+    unit = levels.astype(np.float32) / np.float32(255)
+    made = load(saved(Image.fromarray(levels.squeeze()), icc_profile=SPACES[kind]))
+    assert np.array_equal(made.rgb.numpy(), space.to_srgb(unit))
+    if space.returns:
+        there = encode.in_space(made.rgb, SPACES[kind])
+        assert np.array_equal(there.numpy(), space.from_srgb(made.rgb.numpy()))
+
+
+def test_a_conversion_takes_little_memory_beside_the_picture() -> None:
+    levels = np.broadcast_to(RGB[:1, :1], (2048, 2048, 3))
+    stored = picture.Stored(levels, colour.read(PROFILES["a wide space of gamma 2.2"]))
+    tracemalloc.start()
+    try:
+        there = stored.colours()
+        encode.in_space(there, PROFILES["a wide space of gamma 2.2"])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak / 2048**2 < 2 * 12 + 10  # two pictures in float32, and a band of 2**18 pixels on its way
+
+
 def test_sixteen_bits_stay_sixteen_through_a_profile() -> None:
     icc = PROFILES["a small space of gamma 1.8"]
     ramp = np.linspace(20000, 20255, 256).astype(np.uint16)[None, :, None].repeat(3, axis=-1)
@@ -230,8 +267,7 @@ def test_sixteen_bits_stay_sixteen_through_a_profile() -> None:
 
 
 def test_a_profile_that_does_not_fit_is_ignored_with_a_note() -> None:
-    grey = pictures.icc({b"kTRC": pictures.gamma_curve(1.8)}, space=b"GRAY")
-    for image, icc in ((RGB, b"rubbish" * 40), (RGB, grey), (GREY, PROFILES["a linear space"])):
+    for image, icc in ((RGB, b"rubbish" * 40), (RGB, GREY_ICC), (GREY, PROFILES["a linear space"])):
         made = load(saved(Image.fromarray(image), icc_profile=icc))
         assert "profile was ignored" in made.notes[0]
         assert made.icc is None

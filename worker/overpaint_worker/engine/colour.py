@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ HEADER = 128
 LARGEST = 4 * 2**20
 MAX_TAGS = 256
 CURVE_STEPS = 65536
+BAND_PIXELS = 2**18
+"""So many are converted at once: on its way a pixel takes about a hundred bytes."""
 # A profile that moves no colour by this much is sRGB by another name: its writers round the primaries
 # differently, which shows near black by two thirds of an 8-bit level.
 LEVEL = 1 / 255
@@ -54,6 +57,19 @@ class Profile(Protocol):
 
     def from_srgb(self, srgb: Floats) -> Floats:
         """Values in sRGB [..., 3] to device values [..., channels], clipped to 0..1."""
+
+
+def in_bands(convert: Callable[[NDArray[Any]], Floats], picture: NDArray[Any]) -> Floats:
+    """Convert a picture [H, W, channels] to [H, W, 3], some whole rows at a time.
+
+    A row's values do not depend on its neighbours, so they have the same bits as in one piece.
+    """
+    height, width = picture.shape[:2]
+    out = np.empty((height, width, 3), np.float32)
+    step = max(BAND_PIXELS // width, 1)
+    for top in range(0, height, step):
+        out[top : top + step] = convert(picture[top : top + step])
+    return out
 
 
 @lru_cache(maxsize=16)

@@ -170,7 +170,10 @@ def in_space(image: torch.Tensor, icc: bytes | None) -> torch.Tensor:
     if icc is None:
         return image
     space = colour.read(icc)
-    return torch.from_numpy(space.from_srgb(image.cpu().numpy().astype(np.float32)))
+    convert = space.from_srgb
+    return torch.from_numpy(
+        colour.in_bands(lambda band: convert(band.astype(np.float32)), image.cpu().numpy())
+    )
 
 
 def _png(levels: Samples, icc: bytes | None, text: Mapping[str, str]) -> bytes:

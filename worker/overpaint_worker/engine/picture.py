@@ -76,10 +76,8 @@ def of(decoded: Decoded, *, compat: bool = False) -> Picture:
     depth: Literal[8, 16] = 16 if decoded.samples.dtype == np.uint16 else 8
     space, notes = _space(decoded, compat=compat)
     kept = decoded.icc if space is not None and space.returns else None
-    unit = _unit(rgb)
-    seen = unit if space is None else space.to_srgb(unit[..., :1] if space.channels == 1 else unit)
     return Picture(
-        rgb=torch.from_numpy(np.ascontiguousarray(seen)),
+        rgb=_seen(rgb, space),
         alpha=None if alpha is None else torch.from_numpy(_unit(alpha)),
         icc=kept,
         depth=depth,
@@ -103,9 +101,8 @@ class Stored:
 
     def colours(self, rows: slice = ALL, columns: slice = ALL) -> torch.Tensor:
         """Float32 [h, w, 3], 0..1, sRGB."""
-        unit = _unit(self.samples[rows, :, :3])  # whole rows: a part's colours have the whole's bits
-        seen = unit if self.space is None else self.space.to_srgb(unit)
-        return torch.from_numpy(np.ascontiguousarray(seen[:, columns]))
+        seen = _seen(self.samples[rows, :, :3], self.space)  # whole rows, as `in_bands` wants them
+        return seen[:, columns].contiguous()
 
 
 def read_back(data: bytes) -> Stored:
@@ -163,6 +160,15 @@ def _split(samples: Samples) -> tuple[Samples, Samples | None]:
     colours = samples[..., : 3 if channels >= 3 else 1]
     rgb = np.broadcast_to(colours, (*samples.shape[:2], 3))  # grey: no copies
     return rgb, samples[..., -1] if channels in {2, 4} else None
+
+
+def _seen(rgb: Samples, space: colour.Profile | None) -> torch.Tensor:
+    """The colours of samples [H, W, 3] in sRGB, float32, 0..1."""
+    if space is None:
+        return torch.from_numpy(_unit(rgb))
+    convert = space.to_srgb
+    device = slice(space.channels)
+    return torch.from_numpy(colour.in_bands(lambda band: convert(_unit(band)[..., device]), rgb))
 
 
 def _unit(samples: Samples) -> NDArray[np.float32]:
