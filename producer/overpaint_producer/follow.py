@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from overpaint_shared.errors import LedgerUnreachable, UnknownJob
+from overpaint_shared.errors import LedgerDenied, LedgerUnreachable, UnknownJob
 from overpaint_shared.ledger import TERMINAL, Event, JobRecord, JobState, Ledger
 
 POLL_S = 2.0
@@ -34,8 +34,8 @@ def follow(
     """What happens to jobs, from their state now until all have ended; nothing is told twice.
 
     `owner` is whose jobs they are; another's are followed too, by looking. Raises UnknownJob for an id
-    without a record, TimeoutError after `timeout_s` seconds, LedgerUnreachable when Redis was away for
-    `patience_s` seconds.
+    without a record, TimeoutError after `timeout_s` seconds, LedgerDenied when this user may not,
+    LedgerUnreachable when Redis was away for `patience_s` seconds.
     """
     watch = _Watch(ids, deadline=None if timeout_s is None else time.monotonic() + timeout_s)
     outage = _Outage(patience_s)
@@ -49,6 +49,8 @@ def follow(
                     if (event := events.poll(watch.patience_s())) is not None:
                         yield from watch.news(event)
                     yield from watch.looked_up(watch.silent(), ledger)
+        except LedgerDenied:
+            raise
         except LedgerUnreachable as error:
             outage.wait(error, watch.patience_s())
 

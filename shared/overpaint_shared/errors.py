@@ -289,6 +289,12 @@ class LedgerUnreachable(ServiceError):
     code = "ledger_unreachable"
 
 
+class LedgerDenied(LedgerUnreachable):
+    """Redis refuses the user or its password. Waiting does not help."""
+
+    code = "ledger_denied"
+
+
 class LedgerFull(ServiceError):
     """Redis has no memory left for more jobs."""
 

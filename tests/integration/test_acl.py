@@ -79,7 +79,7 @@ def test_an_item_that_is_no_message_is_set_aside_under_the_workers_rights(
     with shipped.redis.client("operator") as client:
         client.lpush("m.tiny", "no message")
         worker.until("message.quarantined")
-        assert client.llen("op:quarantine") == 1
+        wait_until(lambda: client.llen("op:quarantine") == 1, what="the item is kept")
     assert shipped.redis.denied() == set()
 
 

@@ -22,7 +22,7 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
-from overpaint_shared.errors import LedgerDamaged, LedgerFull, LedgerUnreachable, OverpaintError
+from overpaint_shared.errors import LedgerDamaged, LedgerDenied, LedgerFull, LedgerUnreachable, OverpaintError
 
 _CLUSTER = re.compile(
     r"\b(MOVED|CROSSSLOT|CLUSTERDOWN|ASK)\b|non local key|cluster mode|slot not served", re.IGNORECASE
@@ -45,12 +45,12 @@ def typed(error: Exception, where: str) -> OverpaintError | None:
     text = str(error).rsplit("of pipeline caused error: ", 1)[-1]
     if isinstance(error, AuthenticationError) or "NOAUTH" in text or "WRONGPASS" in text:
         fix = "put user and password into the URL: redis://user:password@host:port/0"
-        return _away("refuses the password", where, fix)
+        return _denied("refuses the password", where, fix)
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
         return unreachable(text, where)
     if isinstance(error, NoPermissionError) or "ACL failure in script" in text:
         fix = "give the user the rights that docs/security.md lists"
-        return _away(f"denies its user a command: {text}", where, fix)
+        return _denied(f"denies its user a command: {text}", where, fix)
     if isinstance(error, NoScriptError):
         fix = "start a worker of this version: it loads the scripts; then try again"
         return _away("lacks the ledger's scripts, and this user may not load them", where, fix)
@@ -107,6 +107,10 @@ def _refused(error: ResponseError, text: str, where: str) -> OverpaintError | No
 
 def _away(what: str, where: str, fix: str) -> LedgerUnreachable:
     return LedgerUnreachable(f"Redis at {where} {what}", field="redis_url", value=where, fix=fix)
+
+
+def _denied(what: str, where: str, fix: str) -> LedgerDenied:
+    return LedgerDenied(f"Redis at {where} {what}", field="redis_url", value=where, fix=fix)
 
 
 def _full(what: str, where: str, fix: str) -> LedgerFull:
