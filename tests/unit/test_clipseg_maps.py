@@ -1,5 +1,6 @@
 """From logits to mask and heat map: against the reference, OpenCV, matplotlib, and first principles."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overpaint_shared.errors import PrecisionError
-from overpaint_worker.engine.clipseg import maps
+from overpaint_worker.engine.clipseg import findings, maps
+from overpaint_worker.engine.clipseg.findings import Findings
+from overpaint_worker.engine.packing import heat_files
 
 DATA = Path(__file__).parents[1] / "data"
 PARITY = np.load(DATA / "parity" / "clipseg" / "clipseg_7.0_0.4_4.npz")
@@ -110,3 +113,33 @@ def test_logits_that_are_no_numbers_are_refused() -> None:
 
 def test_the_picture_is_cut_off_to_eight_bits() -> None:
     assert maps.eight_bits(torch.tensor([0.9999, 254.99 / 255, 1.2, -0.1])).tolist() == [254, 254, 255, 0]
+
+
+def of_texts(count: int) -> Findings:
+    return Findings({f"mask.masks[{i}]": np.full((4, 4), i, np.uint8) for i in range(count)})
+
+
+def test_heat_maps_are_written_one_at_a_time() -> None:
+    canvas = torch.zeros(512, 512, 3)
+    tracemalloc.start()
+    try:
+        files = heat_files(of_texts(24).heat_maps(canvas))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert list(files) == ["heatmap.png", *(f"heatmap-{number}.png" for number in range(2, 25))]
+    assert peak < 8 * canvas.numel() * 4  # all 24 at once take three times as much
+
+
+@pytest.mark.parametrize(("count", "size"), [(4, (56, 36)), (5, (53, 35)), (40, (18, 12))])
+def test_heat_maps_that_have_too_many_pixels_together_are_smaller_and_show_the_whole_canvas(
+    count: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(findings, "HEAT_PIXELS", 4 * 60 * 40)
+    canvas = torch.zeros(60, 40, 3)
+    canvas[30:] = 1.0
+    made = list(of_texts(count).heat_maps(canvas, lambda whole: whole[2:-2, 2:-2]))
+    assert [tuple(each.shape) for each in made] == [(*size, 3)] * count
+    assert sum(each.shape[0] * each.shape[1] for each in made) <= findings.HEAT_PIXELS
+    dark, light = made[0][: size[0] // 2 - 1].mean(), made[0][size[0] // 2 + 1 :].mean()
+    assert light - dark == pytest.approx(0.5, abs=0.01)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -102,14 +102,15 @@ def _marked(ready: Prepared, text: Mapping[str, str] | None) -> dict[str, str]:
 def previews(ready: Prepared) -> dict[str, bytes]:
     """The mask in grey, and a heat map for each text: `heatmap.png`, `heatmap-2.png`, ..."""
     files = {} if ready.kept_mask is None else {"mask.png": mask_png(ready.kept_mask)}
-    heat = ready.findings.heat_maps(ready.canvas.rgb)
-    return files | heat_files([ready.kept(each) for each in heat])
+    return files | heat_files(ready.findings.heat_maps(ready.canvas.rgb, ready.kept))
 
 
-def heat_files(maps: Sequence[Tensor]) -> dict[str, bytes]:
+def heat_files(maps: Iterable[Tensor]) -> dict[str, bytes]:
     """Heat maps [H, W, 3] as files, by their names."""
-    names = ("heatmap.png" if i == 0 else f"heatmap-{i + 1}.png" for i in range(len(maps)))
-    return {name: encode.encode(each, Output()) for name, each in zip(names, maps, strict=True)}
+    return {
+        "heatmap.png" if number == 1 else f"heatmap-{number}.png": encode.encode(each, Output())
+        for number, each in enumerate(maps, start=1)
+    }
 
 
 def mask_png(mask: Tensor) -> bytes:

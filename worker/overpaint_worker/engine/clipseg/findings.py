@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 
 from overpaint_shared.job import ClipsegMask, JobSpec
 from overpaint_shared.spec.masks import leaves
+from overpaint_worker.engine import resample
 from overpaint_worker.engine.clipseg import maps
 from overpaint_worker.engine.clipseg.maps import Levels
 from overpaint_worker.engine.clipseg.store import SegmenterStore
+
+HEAT_PIXELS: Final = 2**26
+"""The most that all heat maps of a job have together: a job may have dozens of texts and a large canvas."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +31,28 @@ class Findings:
         found = self.by_path[path]
         return None if found is None else maps.mask(found, width, height)
 
-    def heat_maps(self, picture: torch.Tensor) -> list[torch.Tensor]:
-        """One heat map [H, W, 3] over the picture for each text, in the job's order."""
-        return [maps.heat_map(found, picture) for found in self.by_path.values()]
+    def heat_maps(
+        self, canvas: torch.Tensor, kept: Callable[[torch.Tensor], torch.Tensor] = lambda whole: whole
+    ) -> Iterator[torch.Tensor]:
+        """One heat map [h, w, 3] over the canvas [H, W, 3] for each text, in the job's order.
+
+        Each shows what `kept` leaves of the canvas. Where all together had more than HEAT_PIXELS, each is
+        smaller and shows the whole canvas. One is made at a time, for each is as large as the canvas.
+        """
+        shown = _shown(canvas, len(self.by_path))
+        for found in self.by_path.values():
+            made = maps.heat_map(found, shown)
+            yield kept(made) if shown is canvas else made
+
+
+def _shown(canvas: torch.Tensor, count: int) -> torch.Tensor:
+    """The canvas, scaled down where `count` pictures of its size have too many pixels."""
+    height, width = canvas.shape[:2]
+    pixels = count * height * width
+    if pixels <= HEAT_PIXELS:
+        return canvas
+    factor = math.sqrt(HEAT_PIXELS / pixels)
+    return resample.resize(canvas, max(int(width * factor), 1), max(int(height * factor), 1), "area")
 
 
 def texts(spec: JobSpec) -> list[tuple[str, ClipsegMask]]:
