@@ -11,6 +11,7 @@ from PIL import Image
 
 from overpaint_shared.errors import OverpaintError
 from overpaint_worker import protocol as p
+from overpaint_worker.engine import time_limit
 from overpaint_worker.engine.families.sd import SdModel
 from overpaint_worker.engine.trajectory import Trajectory
 from tests.rendering import DEVICE, INPUTS, house, img2img, kitchen, pixels, render, request
@@ -233,3 +234,27 @@ def test_a_job_whose_steps_leave_the_numbers_fails_alone_and_is_told_why(
     assert words in failed.error["fix"]
     store = house(tiny_registry, dtype).models
     assert store.get("tiny")._vae._vae.dtype == getattr(torch, dtype), "the VAE is not to blame"
+
+
+def test_jobs_whose_pictures_and_masks_take_too_long_fail_and_the_engine_goes_on(tiny_registry, monkeypatch):
+    """All of these are within the job spec's limits."""
+    small = [request("small", img2img(steps=1))]
+    render(tiny_registry, small)  # what is imported and loaded at first is no work of a job's
+    monkeypatch.setattr(time_limit, "WALL_S", 1.0)
+    monkeypatch.setattr(time_limit, "COMPUTED_S", 0.4)
+    there_and_back = [{"op": "scale", "width": w, "height": w, "filter": "lanczos"} for w in (2048, 2047)]
+    blurred = {"from": "pad", "ops": [{"op": "blur", "radius": 500}] * 32}
+    asked = {
+        "prepare": {"prepare": [*there_and_back * 15, {"op": "scale", "width": 64, "height": 64}]},
+        "mask": {
+            "prepare": [{"op": "pad", "right": 960, "bottom": 960}],
+            "mask": {"from": "combine", "how": "union", "masks": [blurred] * 8},
+            "method": {"kind": "latent_noise_mask"},
+        },
+        "finish": {"finish": there_and_back * 8},
+    }
+    jobs = [request(field, {**img2img(steps=1), **more}) for field, more in asked.items()]
+    ends = render(tiny_registry, [*jobs, *small])
+    assert isinstance(ends.pop("small"), p.Done)
+    told = {job: (end.kind, end.error["field"].partition(".")[0]) for job, end in ends.items()}
+    assert told == {field: ("job", field) for field in asked}

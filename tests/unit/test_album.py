@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from overpaint_shared.errors import InputError, SpecError
+from overpaint_shared.errors import InputError, JobError, SpecError
 from overpaint_shared.job import JobSpec, parse_job
 from overpaint_shared.setting_views import Limits
-from overpaint_worker.engine import decoding
+from overpaint_worker.engine import decoding, time_limit
 from overpaint_worker.engine.album import Album
 from overpaint_worker.engine.decoding import Decoded
 from overpaint_worker.engine.preparation import begin, open_pictures
@@ -83,6 +83,20 @@ def test_a_picture_is_let_go_when_nothing_needs_it_any_more() -> None:
     assert list(album.kept) == ["m.png"]
     album.control("m.png", "controls[0].image")
     assert list(album.kept) == []
+
+
+def test_pictures_that_are_decoded_slowly_one_by_one_fail_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time_limit, "monotonic", lambda: now[0])
+
+    def slow(data: bytes, limits: Limits, field: str, **how: bool) -> Decoded:
+        now[0] += 70
+        return decoding.decode(data, limits, field, **how)
+
+    spec = job(union(image("m.png"), image("w.png"), image("a.png", channel="alpha")))
+    with time_limit.limited(), pytest.raises(JobError, match="more than 120 s") as caught:
+        open_pictures(spec, FILES, Limits(), slow)
+    assert caught.value.field == "mask.masks[1].image"
 
 
 def costs() -> Iterator[tuple[int, str | None]]:

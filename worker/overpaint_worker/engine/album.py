@@ -14,7 +14,7 @@ from overpaint_shared.job import ImageMask, JobSpec
 from overpaint_shared.settings import Limits
 from overpaint_shared.spec.masks import leaves
 
-from . import picture
+from . import picture, time_limit
 from .decoding import Decode, Decoded
 from .picture import Picture, Plane
 
@@ -85,6 +85,7 @@ class Album:
 
     def _take(self, wanted: Wanted, field: str) -> Decoded:
         reference, drop_keyed = wanted
+        time_limit.check(field, computed_s=0)  # a process of its own decodes, while this thread waits
         found = self._kept.pop(wanted, None) or self._decode(
             self._input(reference, field), self._limits, field, compat=self._compat, drop_keyed=drop_keyed
         )

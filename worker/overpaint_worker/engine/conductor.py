@@ -24,6 +24,7 @@ import torch
 
 from overpaint_shared.errors import OutOfMemory, OverpaintError
 from overpaint_worker import protocol as p
+from overpaint_worker.engine import time_limit
 from overpaint_worker.engine.faults import is_broken_device, judge
 from overpaint_worker.engine.loop import Loop, Turn
 from overpaint_worker.engine.room import NoRoom, relieve, too_little
@@ -205,7 +206,7 @@ class Conductor:
         """Run a part of a session on a CPU thread; `then` gets its result on the device thread."""
 
         def begin() -> Any:
-            with self._evidence.working(stage, [session.name]):
+            with self._evidence.working(stage, [session.name]), time_limit.limited():
                 self._tell(session, stage, 0, 1)
                 try:
                     return call()

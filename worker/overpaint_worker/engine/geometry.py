@@ -6,7 +6,7 @@ is allocated. It then carries pictures, alpha channels and masks through the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from overpaint_shared.errors import InputError, MaskError
 from overpaint_shared.job import Crop, Pad, PrepareOp, Scale, ScaleBy
 from overpaint_shared.sizes import MISFIT_FIX, At, misfit
 
-from . import resample
+from . import resample, time_limit
 from .deep_png import Samples
 from .resample import Filter
 
@@ -166,6 +166,8 @@ class Geometry:
 
     source: Size
     steps: tuple[Step, ...] = ()
+    planned_by: str = "prepare"
+    """Where the operations stand in the job."""
 
     @property
     def size(self) -> Size:
@@ -185,11 +187,11 @@ class Geometry:
 
         """
         check_size(mask, "source", {"source": self.source}, field)
-        return reduce(lambda plane, step: step.plane(plane), self.steps, mask)
+        return reduce(lambda plane, step: step.plane(plane), self._timely(), mask)
 
     def picture(self, rgb: torch.Tensor, depth: int = 8) -> torch.Tensor:
         """Take a picture [H, W, C] of the source's size through the steps."""
-        return reduce(lambda picture, step: step.picture(picture, depth), self.steps, rgb)
+        return reduce(lambda picture, step: step.picture(picture, depth), self._timely(), rgb)
 
     def samples(self, samples: Samples | None, grey: Samples | None = None) -> Samples | None:
         """Take the file's own values [H, W, 3] through the steps; None once a step has made new ones.
@@ -208,10 +210,16 @@ class Geometry:
     def added(self) -> torch.Tensor:
         """The mask [h, w] of all that `pad` steps added, taken through later steps like any mask."""
         mask = torch.zeros(self.source.height, self.source.width)
-        for step in self.steps:
+        for step in self._timely():
             new = step.added()
             mask = step.plane(mask) if new is None else torch.maximum(step.plane(mask), new)
         return mask
+
+    def _timely(self) -> Iterator[Step]:
+        """The steps, each while there is time for it."""
+        for step in self.steps:
+            time_limit.check(self.planned_by)
+            yield step
 
 
 def check_size(mask: torch.Tensor, at: At, known: Mapping[At, Size], field: str) -> None:
@@ -248,7 +256,7 @@ def plan(
         _check_pixels(step.size, max_pixels, where, op.op)
         steps.append(step)
         size = step.size
-    return Geometry(source, tuple(steps))
+    return Geometry(source, tuple(steps), field)
 
 
 def _check_pixels(size: Size, max_pixels: int, field: str, op: str) -> None:

@@ -31,7 +31,7 @@ from overpaint_shared.job import (
 )
 from overpaint_shared.sizes import At
 
-from . import morphology, resample
+from . import morphology, resample, time_limit
 from .canvas import Canvas
 from .geometry import check_size
 from .picture import Picture
@@ -101,6 +101,7 @@ class _Making:
 
 def _build(mask: Mask, making: _Making, field: str) -> torch.Tensor | None:
     """None: nothing was found, and that is to be skipped, whatever the operations and the coverage."""
+    time_limit.check(field)
     if isinstance(mask, CombinedMask):
         made = _combined(mask, making, field)
     elif isinstance(mask, ClipsegMask):
@@ -214,6 +215,7 @@ def apply(mask: torch.Tensor, ops: Sequence[MaskOp], *, compat: bool = False) ->
 
 
 def _apply(mask: torch.Tensor, op: MaskOp, *, compat: bool) -> torch.Tensor:
+    time_limit.check("mask")
     match op:
         case Grow():
             return grow(mask, op.by, tapered=op.tapered)
