@@ -32,6 +32,8 @@ CREDITS = "FAKE_ENGINE_CREDITS"
 BUDGET_S = "FAKE_ENGINE_BUDGET_S"
 LOAD_S = "FAKE_ENGINE_LOAD_S"
 UNLOADABLE = "FAKE_ENGINE_UNLOADABLE"
+DEADLY = "FAKE_ENGINE_DEADLY"
+"""The model whose load ends it."""
 DEVICE_DIES = "FAKE_ENGINE_DEVICE_DIES"
 """Whatever it is given ends it."""
 SPARE_DIES = "FAKE_ENGINE_SPARE_DIES"
@@ -136,8 +138,11 @@ class Engine:
             }
             self.send(protocol.NotLoaded(model=model, error=error))
         elif model not in self.loaded:
-            self.send(protocol.Loading(model=model))
-            time.sleep(float(os.environ.get(LOAD_S, "0")))
+            self.send(protocol.Unit(stage="load", budget_s=self.budget_s))
+            with self.evidence.working("load"):
+                self.send(protocol.Loading(model=model))
+                die_of(model)
+                time.sleep(float(os.environ.get(LOAD_S, "0")))
             self.loaded.append(model)
             self.send(protocol.Loaded(model=model, seconds=0.5))
             journal("loaded", model=model)
@@ -159,6 +164,7 @@ class Engine:
             with self.evidence.working("prepare", [job.attempt]):
                 if os.environ.get(DEVICE_DIES):
                     os.kill(os.getpid(), signal.SIGKILL)
+                die_of(job.model)
                 self.act(job)
             if job.script.get("do") == "decode":
                 self.stick(job)
@@ -263,6 +269,11 @@ class Engine:
         error = {"code": code, "message": f"told to {do}", "field": "prompt", "value": None, "fix": None}
         self.send(protocol.Failed(job=job.render.job, token=job.render.token, error=error, kind=kind))
         return True
+
+
+def die_of(model: str) -> None:
+    if model == os.environ.get(DEADLY):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def journal(event: str, job: Job | None = None, **more: Any) -> None:

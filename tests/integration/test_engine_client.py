@@ -40,14 +40,19 @@ class World:
     client: EngineClient = field(init=False)
 
     def start(
-        self, *, spare: bool = False, argv: Sequence[str] = (sys.executable, PROGRAM), **environment: str
+        self,
+        *,
+        spare: bool = False,
+        models: Sequence[str] = (),
+        argv: Sequence[str] = (sys.executable, PROGRAM),
+        **environment: str,
     ) -> None:
         launch = Launch(
             argv=argv,
             environment=engine_environment("") | {fake_engine.JOURNAL: str(self.journal)} | environment,
             answer_s=1.0,
         )
-        self.client = EngineClient(launch, self, spare=spare)
+        self.client = EngineClient(launch, self, models=models, spare=spare)
         self.client.start()
 
     def spares(self) -> list[int]:
@@ -66,8 +71,10 @@ class World:
         wait_until(lambda: len(self.ready) >= times, what="the engine is ready")
         return self.ready[-1].pid
 
-    def render(self, job: str, steps: int = 3, alone: bool = False, **script: Any) -> Future[Answer]:
-        spec = {"model": "tiny", "sampling": {"steps": steps}, "prompt": json.dumps(script)}
+    def render(
+        self, job: str, steps: int = 3, alone: bool = False, model: str = "tiny", **script: Any
+    ) -> Future[Answer]:
+        spec = {"model": model, "sampling": {"steps": steps}, "prompt": json.dumps(script)}
         return self.client.render(
             protocol.Render(
                 job=job, token=1, spec_json=json.dumps(spec), inputs={"a": b"x" * 100}, alone=alone
@@ -240,6 +247,28 @@ def test_three_starts_without_a_step_are_given_up(world: World) -> None:
     wait_until(lambda: world.given_up, within_s=60)
     assert "3 times" in world.given_up[0]
     assert world.ready == []
+
+
+def test_a_model_whose_load_ends_engines_is_not_taken_for_a_broken_device(world: World) -> None:
+    world.start(models=["torn", "tiny"], **{fake_engine.DEADLY: "torn"})
+    for times in (1, 2):
+        world.up(times)
+        assert isinstance(world.render(f"torn {times}", model="torn").result(30), Gone)
+    world.up(times=3)
+    assert isinstance(world.render("a").result(30), protocol.Done)
+    assert world.given_up == []
+
+
+def test_a_model_whose_early_load_ends_engines_is_loaded_early_no_more(world: World) -> None:
+    def load_early(ready: protocol.Ready) -> None:
+        world.ready.append(ready)
+        world.client.load("torn")
+
+    world.engine_ready = load_early  # type: ignore[method-assign]
+    world.start(models=["torn", "tiny"], **{fake_engine.DEADLY: "torn"})
+    wait_until(lambda: world.not_loaded or world.given_up, within_s=30)
+    assert (world.not_loaded, world.given_up, world.gone) == (["torn"], [], 2)
+    assert isinstance(world.render("a").result(30), protocol.Done)
 
 
 def test_an_engine_that_cannot_be_started_is_given_up(world: World) -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from overpaint_worker.crashes import TEST_JOB, Barren, Blame, InFlight, Watch
 from overpaint_worker.evidence import AtWork
-from overpaint_worker.protocol import Progress
+from overpaint_worker.protocol import Loading, Progress
 
 
 def watch(**more: object) -> Watch:
@@ -166,7 +166,7 @@ def test_jobs_alone_never_make_the_device_be_at_fault_but_they_make_it_be_tested
         assert not barren.in_doubt
         barren.ended(poisoned(f"poison {number}"))
         barren.ended(poisoned(f"poison {number}", "other"))
-        assert (barren.in_doubt, barren.model) == (True, "other")
+        assert barren.in_doubt
         barren.proven()
     assert not barren.give_up
     assert barren.pause_s == 0.0
@@ -198,11 +198,42 @@ def test_a_load_without_a_job_that_ends_the_engine_each_time_is_the_devices_faul
     assert barren.give_up
 
 
+def rendered(model: str) -> Watch:
+    w = poisoned("good", model)
+    w.progress("good", "denoise", 1, now=0.0)
+    return w
+
+
+def test_the_device_is_tested_with_what_rendered_last_then_with_what_no_job_had_at_the_end() -> None:
+    barren = Barren(models=("torn", "idle", "used"))
+    barren.ended(rendered("used"))
+    for _ in range(2):
+        barren.ended(poisoned(model="torn"))
+    assert [barren.next_test() for _ in range(4)] == ["used", "idle", "torn", "used"]
+
+
+def test_the_device_is_tested_with_the_model_of_the_jobs_where_there_is_no_other() -> None:
+    barren = Barren()
+    barren.ended(poisoned(model="torn"))
+    assert (barren.untried, barren.next_test(), barren.untried) == (True, "torn", False)
+
+
+def test_an_early_load_that_ends_the_engine_is_the_models_fault_until_a_test_says_else() -> None:
+    barren = Barren(models=("torn", "tiny"))
+    for _ in range(2):
+        loads = watch(at_work=AtWork())
+        loads.unit("load", 5.0, [], now=1.0)
+        loads.note(Loading(model="torn"), now=1.0)
+        barren.ended(loads)
+    assert (barren.count, barren.in_doubt, barren.next_test()) == (0, True, "tiny")
+    assert (barren.may_load("torn"), barren.may_load("tiny")) == (False, True)
+
+
 @pytest.mark.parametrize("spec", ["", "[", "[]", "{}", '{"model": 7}', "[" * 100_000])
 def test_a_job_whose_spec_is_none_makes_no_trouble(spec: str) -> None:
     barren = Barren()
     barren.ended(watch(jobs={"a": InFlight(sent_at=0.0, spec_json=spec)}))
-    assert barren.model is None
+    assert barren.next_test() is None
 
 
 def test_entering_the_denoise_stage_is_no_step() -> None:

@@ -6,7 +6,17 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from overpaint_worker.evidence import IDLE, AtWork
-from overpaint_worker.protocol import CPU_STAGE_BUDGET_S, CPU_STAGES, Progress, Ready, ToWorker, Unit
+from overpaint_worker.protocol import (
+    CPU_STAGE_BUDGET_S,
+    CPU_STAGES,
+    Loaded,
+    Loading,
+    NotLoaded,
+    Progress,
+    Ready,
+    ToWorker,
+    Unit,
+)
 
 LOAD = "load"
 ANSWER_S = 60.0
@@ -80,8 +90,11 @@ class Watch:
     ready: bool = False
     jobs: dict[str, InFlight] = field(default_factory=dict)
     steps: int = 0
+    loading: str | None = None
+    """The model that is being loaded."""
     at_work: AtWork | None = None
     """From its evidence, once it has ended; None: that could not be read."""
+    _stepped: InFlight | None = None
     _unit: str = IDLE
     _unit_jobs: tuple[str, ...] = ()
     _unit_ends: float = 0.0
@@ -97,6 +110,10 @@ class Watch:
                 self.progress(message.job, message.stage, message.step, now, of=message.of)
             case Ready():
                 self.ready = True
+            case Loading():
+                self.loading = message.model
+            case Loaded() | NotLoaded():
+                self.loading = None
 
     def heard(self, now: float) -> None:
         """A message came."""
@@ -108,10 +125,11 @@ class Watch:
 
     def progress(self, job: str, stage: str, step: int, now: float, of: int = 0) -> None:
         """A job entered a stage, made a step, or has done the stage (`step` of `of`)."""
-        over = 0 < of <= step
-        if (flight := self.jobs.get(job)) is not None and (flight.stage, flight.over) != (stage, over):
+        over, flight = 0 < of <= step, self.jobs.get(job)
+        if flight is not None and (flight.stage, flight.over) != (stage, over):
             flight.stage, flight.since, flight.over = stage, now, over
-        self.steps += stage == "denoise" and step > 0
+        if stage == "denoise" and step > 0:
+            self.steps, self._stepped = self.steps + 1, flight or self._stepped
 
     def over(self, job: str, token: int) -> None:
         """The engine has answered for an attempt."""
@@ -144,6 +162,16 @@ class Watch:
     def rests(self) -> bool:
         """It was up and did nothing, so what ended it came from elsewhere."""
         return self.ready and self.at_work is not None and self.at_work.rests
+
+    @property
+    def rendered(self) -> str | None:
+        """The model of the last step."""
+        return _model_of(self._stepped.spec_json) if self._stepped else None
+
+    @property
+    def preloading(self) -> str | None:
+        """The model that is being loaded while no job waits for it."""
+        return self.loading if self._unit == LOAD and not self._unit_jobs else None
 
     def _in_unit(self) -> frozenset[str]:
         return frozenset(self._unit_jobs) & self.jobs.keys()
@@ -187,33 +215,78 @@ def _model_of(spec_json: str) -> str | None:
 class Barren:
     """Counts ends of the engine without a step of any job, and says whether the device is at fault.
 
-    Jobs that kill engines look like a device that kills jobs. So after two such ends the next engine gets a
-    job of the worker's own. If it renders, the device is well and the jobs are at fault. Only ends at the
-    start, in a load without a job, or with that job at work count against the device.
+    Jobs that kill engines look like a device that kills jobs, and so does a model that kills them when it is
+    loaded. So after two such ends the next engine gets a job of the worker's own, if possible with another
+    model. If it renders, the device is well. Only ends at the start, in a load without a job where no other
+    model could show more, or with that job at work count against the device.
     """
 
+    models: tuple[str, ...] = ()
+    """Those that the worker serves."""
     count: int = 0
     in_a_row: int = 0
     doubted: int = 0
-    model: str | None = None
-    """Of the job that was at work last."""
+    rendered: str | None = None
+    """The model that made a step last."""
+    deadly: list[str] = field(default_factory=list)
+    """The model of each load without a job that ended an engine."""
+    _suspects: list[str] = field(default_factory=list)
+    """The models that were at work when an engine ended."""
+    _tried: list[str] = field(default_factory=list)
+    """The models of the tests."""
 
     def ended(self, watch: Watch, hang: Hang | None = None) -> None:
         """An engine process ended without being asked to."""
         if watch.steps:
+            self.rendered = watch.rendered or self.rendered
             self.proven()
             return
         self.in_a_row += 1
-        suspects = watch.suspects(hang)
-        if TEST_JOB in suspects or not (suspects or watch.rests):
+        jobs = watch.suspects(hang)
+        if TEST_JOB in jobs:
             self.count += 1
-            return
+        elif jobs or watch.rests:
+            self._doubt(watch.models(hang))
+        elif (model := watch.preloading) and set(self.models) - {model}:
+            self.deadly.append(model)
+            self._doubt([model])
+        else:
+            self.count += 1
+
+    def _doubt(self, models: list[str]) -> None:
         self.doubted += 1
-        self.model = next(iter(watch.models(hang)), self.model)
+        self._suspects += models
 
     def proven(self) -> None:
         """The device rendered."""
         self.count = self.in_a_row = self.doubted = 0
+        self._suspects, self._tried = [], []
+
+    def next_test(self) -> str | None:
+        """The model to test the device with next; None if none is known.
+
+        First those that were tried least, of them the one that rendered last, then one that no job had when
+        an engine ended.
+        """
+        found = min(
+            self._known(),
+            key=lambda name: (self._tried.count(name), name != self.rendered, name in self._suspects),
+            default=None,
+        )
+        self._tried += [found] if found else []
+        return found
+
+    @property
+    def untried(self) -> bool:
+        """There is a model that the device was not tested with."""
+        return any(name not in self._tried for name in self._known())
+
+    def _known(self) -> list[str]:
+        return list(dict.fromkeys((*self.models, *self._suspects)))
+
+    def may_load(self, model: str) -> bool:
+        """Its load without a job has not ended engines again and again."""
+        return self.deadly.count(model) < DOUBTED_AFTER
 
     @property
     def in_doubt(self) -> bool:

@@ -9,7 +9,7 @@ as the worker.
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -89,8 +89,12 @@ class Listener(Protocol):
 class EngineClient:
     """The worker's engine. All methods are thread-safe and return at once."""
 
-    def __init__(self, launch: Launch, listener: Listener, *, spare: bool = False) -> None:
-        """`spare`: keep a second process warm, which takes the place of one that dies."""
+    def __init__(
+        self, launch: Launch, listener: Listener, *, models: Sequence[str] = (), spare: bool = False
+    ) -> None:
+        """`models`: what the device can be tested with. `spare`: keep a second process warm, which takes the
+        place of one that dies.
+        """
         self._launch = launch
         self._spare = Spare(launch) if spare else None
         self._listener = listener
@@ -98,7 +102,7 @@ class EngineClient:
         self._futures: dict[tuple[str, int], Future[Answer]] = {}
         self._process: EngineProcess | None = None
         self._closing = threading.Event()
-        self._barren = Barren()
+        self._barren = Barren(tuple(models))
         self._testing = False
         self._keeper = threading.Thread(target=self._keep, name="engine-keeper", daemon=True)
         self._watchdog = threading.Thread(target=self._guard, name="engine-watchdog", daemon=True)
@@ -153,8 +157,13 @@ class EngineClient:
         self._answer(Cancelled(job=job, token=token))
 
     def load(self, model: str) -> None:
-        """Load a model before a job asks for it."""
-        self._send(Load(model=model))
+        """Load a model before a job asks for it; not one whose load ended engines."""
+        if self._barren.may_load(model):
+            self._send(Load(model=model))
+            return
+        why = "its load ended the engine more than once"
+        log.error("model not loaded", action="model.not_loaded", model=model, error=why)
+        self._listener.engine_not_loaded(model)
 
     def stop(self) -> None:
         """End the engine; what it still has is answered with `Gone`, uncounted."""
@@ -217,20 +226,23 @@ class EngineClient:
 
     def _up(self, ready: Ready) -> None:
         """It takes work, unless it must show first that its device is not what ended those before."""
-        if not self._barren.in_doubt or self._barren.model is None:
+        if not self._barren.in_doubt or (model := self._barren.next_test()) is None:
             self._listener.engine_ready(ready)
             return
         self._testing = True
-        log.info("device tested", action="engine.testing", model=self._barren.model)
-        test = self.render(device_test(self._barren.model))
-        test.add_done_callback(lambda done: self._tested(ready, done.result()))
+        log.info("device tested", action="engine.testing", model=model)
+        test = self.render(device_test(model))
+        test.add_done_callback(lambda done: self._tested(ready, model, done.result()))
 
-    def _tested(self, ready: Ready, answer: Answer) -> None:
+    def _tested(self, ready: Ready, model: str, answer: Answer) -> None:
         self._testing = False
         if isinstance(answer, Gone):
             return  # its end is counted
+        if isinstance(answer, Failed) and self._barren.untried:
+            self._up(ready)  # a model that cannot be loaded, say, shows nothing of the device
+            return
         self._barren.proven()
-        log.warning("device is well, the jobs are at fault", action="engine.tested", model=self._barren.model)
+        log.warning("device is well, the jobs are at fault", action="engine.tested", model=model)
         self._listener.engine_ready(ready)
 
     def _noted(self, message: ToWorker) -> None:

@@ -66,7 +66,9 @@ class Node:
             held=lambda: len(celery_state.reserved_requests),
             switch_after_s=options.switch_after_s,
         )
-        self.engine = EngineClient(_launch(options, self.limits), self, spare=options.spare)
+        self.engine = EngineClient(
+            _launch(options, self.limits), self, models=options.models, spare=options.spare
+        )
         self.keeper = Keeper(
             self.ledger,
             self.worker_id,
