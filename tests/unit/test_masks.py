@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 from pathlib import Path
 from weakref import WeakSet
 
@@ -92,6 +93,20 @@ def test_grow_is_so_many_passes_of_grey_dilation(
     assert np.array_equal(
         masks.grow(mask, by, tapered=tapered).numpy(), grown_by_steps(mask, by, tapered=tapered)
     )
+
+
+@pytest.mark.parametrize("tapered", [True, False])
+@pytest.mark.parametrize("by", [16384, -16384])
+def test_a_growth_takes_little_memory_beside_its_mask(by: int, tapered: bool) -> None:
+    mask = torch.zeros(2, 4096)
+    mask[0, 7] = 0.7
+    tracemalloc.start()
+    try:
+        masks.grow(mask, by, tapered=tapered)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * mask.numel() * 4
 
 
 @pytest.mark.parametrize("tapered", [True, False])

@@ -40,19 +40,18 @@ def erode(mask: Plane, radius: int, *, tapered: bool) -> Plane:
 
 
 def _diamond(mask: Plane, radius: int) -> Plane:
-    """Dilation by |dx| + |dy| <= radius, in a number of passes that grows with log2(radius).
+    """Dilation by |dx| + |dy| <= radius, in a number of passes that grows with the radius' logarithm.
 
-    A diamond of radius r, moved to the four points at distance b <= r and left in the middle, covers the
-    diamond of radius r + b. On the way a move may leave the picture, hence the margin.
+    A diamond of radius r, moved to the four points at distance b and left in the middle, covers the diamond
+    of radius r + b. With b <= r // 2 + 1 no move need leave the picture: what is farther than r from a pixel
+    is at least b from it along one axis, so that the move by b along that axis leads towards it.
     """
-    margin = radius // 2 + 1
-    grown = np.pad(mask, margin, constant_values=-np.inf)
-    reached = 0
+    grown, reached = mask, 0
     while reached < radius:
-        step = min(max(reached, 1), radius - reached)
+        step = min(reached // 2 + 1, radius - reached)
         grown = _plus(grown, step)
         reached += step
-    return np.ascontiguousarray(grown[margin:-margin, margin:-margin])
+    return grown
 
 
 def _plus(plane: Plane, step: int) -> Plane:
