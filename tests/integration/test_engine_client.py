@@ -3,18 +3,19 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from overpaint_shared.errors import EngineDied, EngineHung
-from overpaint_worker import protocol
+from overpaint_worker import engine_process, protocol
 from overpaint_worker import spare as spare_module
 from overpaint_worker.crashes import Blame
 from overpaint_worker.engine_client import Answer, EngineClient, Gone
@@ -278,6 +279,55 @@ def test_an_engine_that_cannot_be_started_is_given_up(world: World) -> None:
     assert "No such file" in world.given_up[0]
 
 
+def test_an_engine_for_which_there_is_no_thread_is_ended_and_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def no_thread(pipe: IO[bytes]) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def popen(*args: Any, **more: Any) -> subprocess.Popen[bytes]:
+        begun.append(real(*args, **more))
+        return begun[-1]
+
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(engine_process, "EngineOutput", no_thread)
+    world.start()
+    wait_until(lambda: world.given_up)
+    assert "new thread" in world.given_up[0]
+    assert [each.returncode for each in begun] == [-signal.SIGKILL]
+
+
+def test_a_keeper_that_fails_is_told_and_its_jobs_are_answered(world: World) -> None:
+    def broken() -> None:
+        raise RuntimeError("a bug")
+
+    world.engine_gone = broken  # type: ignore[method-assign]
+    world.start()
+    pid = world.up()
+    future = world.render("a", steps=LONG)
+    os.kill(pid, signal.SIGKILL)
+    assert isinstance(future.result(10), Gone)
+    wait_until(lambda: world.given_up)
+    assert "a bug" in world.given_up[0]
+
+
+def test_a_watchdog_that_cannot_tend_the_spare_still_finds_a_hang(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: spare_module.Spare, *, wanted: bool) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(spare_module.Spare, "tend", broken)
+    world.start(spare=True)
+    os.kill(world.up(), signal.SIGSTOP)
+    answer = world.render("a").result(10)
+    assert isinstance(answer, Gone)
+    assert isinstance(answer.error, EngineHung)
+
+
 def test_a_defect_of_the_worker_ends_the_engine_and_not_the_answers(world: World) -> None:
     def broken(progress: protocol.Progress) -> None:
         raise RuntimeError("a bug")
@@ -369,6 +419,36 @@ def test_the_spare_has_the_engines_rules_for_secrets_and_signals(
         os.kill(pid, number)
     os.kill(world.ready[-1].pid, signal.SIGKILL)
     assert world.up(times=2) == pid
+
+
+def test_a_spare_that_is_stopped_takes_nobodys_place(world: World) -> None:
+    world.start(spare=True)
+    pid = world.up()
+    stopped = world.spare()
+    os.kill(stopped, signal.SIGSTOP)
+    os.kill(pid, signal.SIGKILL)
+    assert world.up(times=2) not in {pid, stopped}
+    assert not Path(f"/proc/{stopped}").exists()
+
+
+def test_a_stopped_spare_is_replaced_before_it_is_needed(world: World) -> None:
+    world.start(spare=True)
+    world.up()
+    stopped = world.spare()
+    os.kill(stopped, signal.SIGSTOP)
+    wait_until(lambda: not Path(f"/proc/{stopped}").exists(), what="the stopped spare is ended")
+
+
+def test_a_warm_spare_has_less_time_to_start_than_a_new_engine(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spare_module, "WARM_START_S", 0.2)
+    world.start(spare=True, **{fake_engine.START_S: "1.5"})
+    pid = world.up()
+    slow = world.spare()
+    os.kill(pid, signal.SIGKILL)
+    assert world.up(times=2) not in {pid, slow}
+    assert world.client._barren.count == 1
 
 
 def test_a_spare_that_dies_is_counted_against_nobody(world: World) -> None:

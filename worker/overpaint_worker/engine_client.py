@@ -178,10 +178,18 @@ class EngineClient:
     # The keeper's thread
 
     def _keep(self) -> None:
+        try:
+            self._keep_up()
+        except Exception as error:  # else the worker would be listed and never render
+            log.exception("unexpected error", action="engine.unexpected")
+            self._end_all(EngineDied("its keeper failed"), {})
+            self._listener.engine_given_up(f"the engine's keeper failed: {error!r}")
+
+    def _keep_up(self) -> None:
         while not self._closing.is_set():
             try:
                 process, spare = self._next_process()
-            except OSError as error:  # no such program, or no room for one more process
+            except OSError as error:  # no such program, or no room for one more process or thread
                 self._listener.engine_given_up(f"the engine cannot be started: {error}")
                 return
             with self._lock:
@@ -311,15 +319,22 @@ class EngineClient:
 
     def _guard(self) -> None:
         while not self._closing.wait(WATCH_S):
-            with self._lock:
-                process = self._process
-                hang = process.watch.hang(time.monotonic()) if process else None
-                calm = process is not None and process.watch.calm
-            if self._spare:
-                self._spare.tend(wanted=calm)
-            if process and hang and not process.hung:
-                process.hung = hang
-                process.popen.kill()
+            try:
+                self._look()
+            except Exception:  # without this thread no hang is found, and the kernel ends the spare
+                log.exception("unexpected error", action="engine.unexpected")
+                self._closing.wait(LEAVE_S)
+
+    def _look(self) -> None:
+        with self._lock:
+            process = self._process
+            hang = process.watch.hang(time.monotonic()) if process else None
+            calm = process is not None and process.watch.calm
+        if process and hang and not process.hung:
+            process.hung = hang
+            process.popen.kill()
+        if self._spare:
+            self._spare.tend(wanted=calm)
 
 
 def _log_ready(ready: Ready) -> None:

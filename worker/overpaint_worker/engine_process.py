@@ -1,5 +1,6 @@
 """An engine process: how it is started, the pipe to it, and how it ends."""
 
+import errno
 import os
 import queue
 import signal
@@ -10,6 +11,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from overpaint_worker.crashes import ANSWER_S, START_S, Hang, Watch
 from overpaint_worker.engine_output import EngineOutput
@@ -64,25 +66,13 @@ class EngineProcess:
     """One engine process and its pipe."""
 
     def __init__(self, launch: Launch) -> None:
-        """Start it. Raises OSError: there is no such program, or no room for one more process."""
-        ours, theirs = socket.socketpair()
+        """Start it. Raises OSError: there is no such program, or no room for one more process or thread."""
         self._evidence = EvidenceMemory()
-        with ours, theirs:
-            pipe, memory = theirs.fileno(), self._evidence.descriptor
-            try:
-                self.popen = subprocess.Popen(
-                    [*launch.argv, "--fd", str(pipe), "--evidence", str(memory)],
-                    pass_fds=[pipe, memory],
-                    stdin=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    env=dict(launch.environment),
-                )
-            except OSError:
-                self._evidence.close()
-                raise
-            self._connection = Connection(ours.detach())
-        assert self.popen.stderr is not None  # noqa: S101 - a pipe was asked for
-        self.output = EngineOutput(self.popen.stderr)
+        try:
+            self.popen, self._connection = _begun(launch, self._evidence.descriptor)
+        except OSError:
+            self._evidence.close()
+            raise
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._sent = 0
         self.hung: Hang | None = None
@@ -93,7 +83,37 @@ class EngineProcess:
             cpu_stage_s=launch.cpu_stage_s,
         )
         self._writer = threading.Thread(target=self._write, name="engine-writer", daemon=True)
+        try:
+            self._listen()
+        except RuntimeError as cause:  # the system has no room for one more thread
+            self._drop()
+            raise OSError(errno.EAGAIN, str(cause)) from cause
+
+    def _listen(self) -> None:
         self._writer.start()
+        assert self.popen.stderr is not None  # noqa: S101 - a pipe was asked for
+        self.output = EngineOutput(self.popen.stderr)
+
+    def _drop(self) -> None:
+        """End what has begun."""
+        self._outbox.put(None)
+        self.popen.kill()
+        self.popen.wait()
+        if self.popen.stderr is not None:
+            self.popen.stderr.close()
+        if self._writer.ident is not None:
+            self._writer.join()
+        self._connection.close()
+        self._evidence.close()
+
+    @property
+    def stopped(self) -> bool:
+        """A signal or a debugger holds it. False where the system does not say."""
+        try:
+            stat = Path(f"/proc/{self.popen.pid}/stat").read_bytes()
+        except OSError:
+            return False
+        return stat.rpartition(b")")[2].split()[:1] in ([b"T"], [b"t"])
 
     def send(self, frame: bytes) -> int:
         """Queue a frame; its number on the pipe. For one thread at a time."""
@@ -137,6 +157,20 @@ class EngineProcess:
                 self._connection.send_bytes(frame)
             except OSError:  # it is gone, the keeper sees the end of the pipe
                 return
+
+
+def _begun(launch: Launch, memory: int) -> tuple[subprocess.Popen[bytes], Connection]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        pipe = theirs.fileno()
+        process = subprocess.Popen(
+            [*launch.argv, "--fd", str(pipe), "--evidence", str(memory)],
+            pass_fds=[pipe, memory],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=dict(launch.environment),
+        )
+        return process, Connection(ours.detach())
 
 
 def engine_environment(visible_devices: str, more: Collection[str] = ()) -> dict[str, str]:

@@ -20,6 +20,8 @@ MIB = 2**20
 STARTS_ABOVE = 1536 * MIB
 ENDS_BELOW = 512 * MIB
 """Bytes of free memory. A warm spare holds about 500 MiB of its own; while it starts, a little more."""
+WARM_START_S = 60.0
+"""For a warm spare to open the device: it has imported and hashed all that takes long."""
 LOOK_S = 5.0
 FIRST_PAUSE_S = 5.0
 LONGEST_PAUSE_S = 300.0
@@ -59,10 +61,11 @@ class Spare:
             self._process, self._warm = None, False
         if process is None:
             return None
-        if not warm or process.popen.poll() is not None:
+        if not warm or process.popen.poll() is not None or process.stopped:
             process.reap()  # half started at a low priority, it would be slower than a new one
             return None
         process.watch.started_at = time.monotonic()
+        process.watch.start_s = min(process.watch.start_s, WARM_START_S)
         process.send(encode(Begin()))
         return process
 
@@ -89,6 +92,8 @@ class Spare:
         """Why the spare is of no use; None if all is well."""
         if (status := process.popen.poll()) is not None:
             return f"it ended, {status_in_words(status)}"
+        if process.stopped:
+            return "it is stopped"
         if not self._warm:
             return self._listen(process, now)
         if now - self._looked_at >= LOOK_S:
