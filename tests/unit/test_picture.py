@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from overpaint_shared.errors import InputError, MaskError
+from overpaint_shared.job import Output
 from overpaint_shared.settings import Limits
 from overpaint_worker.engine import colour, encode, masks, picture
 from tests.unit import pictures
@@ -272,6 +273,17 @@ def test_a_profile_that_does_not_fit_is_ignored_with_a_note() -> None:
         assert "profile was ignored" in made.notes[0]
         assert made.icc is None
         assert same(made.rgb, image if image.ndim == 3 else grey3(image))
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_profile_is_kept_up_to_the_size_at_which_the_result_can_be_read(more: int) -> None:
+    profile = PROFILES["a wide space of gamma 2.2"]
+    icc = profile + RNG.bytes(2**20 + more - len(profile))
+    made = load(saved(Image.fromarray(RGB), "TIFF", icc_profile=icc))
+    assert made.icc == (None if more else icc)
+    assert ["profile was ignored" in note for note in made.notes] == [True] * more
+    result = picture.read_back(encode.encode(made.rgb, Output(), made.icc))
+    assert result.samples.shape == RGB.shape
 
 
 def test_a_grey_profile_is_left_for_srgb() -> None:

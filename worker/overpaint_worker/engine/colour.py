@@ -23,7 +23,8 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 HEADER = 128
-LARGEST = 4 * 2**20
+LARGEST = 2**20
+"""As much as Pillow inflates in a PNG: a profile that is kept must be readable in the result."""
 MAX_TAGS = 256
 CURVE_STEPS = 65536
 BAND_PIXELS = 2**18
