@@ -172,7 +172,18 @@ def test_a_prompt_is_read_before_the_device_is_asked_for_anything(tiny_registry,
     failed = k.ends()["j"]
     assert (failed.kind, failed.error["code"]) == ("job", "job")
     assert "64 deep" in failed.error["message"]
+    assert failed.error["field"] == field
     assert {m.stage for m in k.said if isinstance(m, p.Progress)} == {"prepare"}
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_too_many_tokens_are_told_by_the_field_that_has_them(tiny_registry, field):
+    k = kitchen(tiny_registry)
+    k.conductor.submit(request("j", {**img2img(), field: "a " * 9_700}))
+    k.conductor.run_until_idle()
+    error = k.ends()["j"].error
+    assert (error["code"], error["field"]) == ("job", field)
+    assert "tokens" in error["message"]
 
 
 def test_a_bug_met_by_one_job_fails_that_job_only(tiny_registry, monkeypatch):

@@ -162,8 +162,7 @@ class Session:
         """
         with self._timed("prepare"):
             self._spec = resolve(parse_job(self.request.spec_json), self._house.models, self._house.limits)
-            for text in self._texts():
-                stretches(text)  # what cannot be read is refused before the device is asked for anything
+            self._each_text(stretches)  # what cannot be read is refused before the device is asked for it
             self._opened = open_pictures(
                 self._spec, self.request.inputs, self._house.limits, self._house.decode
             )
@@ -187,7 +186,7 @@ class Session:
         model, coder, nets = loaded.model, loaded.coder, loaded.nets
         yield "condition"
         with self._timed("condition"):
-            conditionings = [model.condition(text, clip_skip=spec.clip_skip) for text in self._texts()]
+            conditionings = self._each_text(partial(model.condition, clip_skip=spec.clip_skip))
         z0 = self.z0 = yield from self._encoded(coder, ready.start.picture)
         masked = yield from self._encoded(coder, ready.start.masked)
         mask = self._latent_mask(_there(z0))
@@ -281,10 +280,17 @@ class Session:
             yield short
             work = begin()
 
-    def _texts(self) -> list[str]:
-        """The prompt, then the negative one where it counts."""
-        guided = not math.isclose(_there(self.spec.sampling.cfg), 1.0)
-        return [self.spec.prompt, self.spec.negative_prompt] if guided else [self.spec.prompt]
+    def _each_text(self, read: Callable[[str], T]) -> list[T]:
+        """What is read from the prompt, then from the negative one where it counts."""
+        found = [read(self.spec.prompt)]
+        if math.isclose(_there(self.spec.sampling.cfg), 1.0):
+            return found
+        try:
+            return [*found, read(self.spec.negative_prompt)]
+        except JobError as error:
+            if error.field == "prompt":  # the reader does not know which of the two it has
+                error.field = "negative_prompt"
+            raise
 
     def _begin(self, model: Model, z0: Tensor, conditionings: list[Any], **more: Any) -> Trajectory:
         sampling = self.spec.sampling
