@@ -25,9 +25,9 @@ CUT: Final = "cut"
 SLOW: Final = "slow"
 """Sends the answer byte by byte, some sixty a second."""
 Behaviour = str | int
-"""One of these, or a status to answer with: 500, 503, 507."""
+"""One of these, or a status to answer with: 403, 500, 503, 507."""
 
-_CODES = {500: "InternalError", 503: "ServiceUnavailable", 507: "InsufficientStorage"}
+_CODES = {403: "AccessDenied", 500: "InternalError", 503: "ServiceUnavailable", 507: "InsufficientStorage"}
 
 
 class S3Proxy:

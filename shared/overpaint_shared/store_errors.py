@@ -34,6 +34,7 @@ FULL = {
     "InsufficientCapacity",
     "XAmzQuotaExceeded",
 }
+ARCHIVED = {"InvalidObjectState"}  # one object is in an archive; answered with status 403
 MISSING = {"NoSuchKey", "404", "NotFound"}
 FULL_WORDS = (
     "no space left",
@@ -158,7 +159,7 @@ def _refused(error: boto.ClientError, action: str, bucket: str, endpoint: str) -
             field="s3_access_key",
             fix="check OVERPAINT_S3_ACCESS_KEY and OVERPAINT_S3_SECRET_KEY",
         )
-    if code in NO_PERMISSION or status in {401, 403}:
+    if code in NO_PERMISSION or (status in {401, 403} and code not in ARCHIVED):
         return StoreDenied(
             f"cannot {action}: this S3 key has no permission to do so in bucket {bucket!r} ({said or code})",
             field="s3_access_key",

@@ -9,7 +9,7 @@ import pytest
 
 from overpaint_shared.ledger import Done, JobState
 from overpaint_shared.store import Store
-from overpaint_worker.naming import Named
+from overpaint_worker.naming import Named, complete
 from tests.proxy import HOLD, PASS, S3Proxy
 from tests.waiting import wait_until
 from tests.workers import OWNER, TestFarm, WorkerProcess
@@ -130,6 +130,16 @@ def test_a_name_that_a_later_job_takes_in_the_middle_of_a_write_stays_its(
     store.between = take
     first.write(store, farm.ledger)
     assert shown(farm) == later[0].data
+
+
+def test_a_job_that_has_ended_is_not_named_again(farm: TestFarm) -> None:
+    picture = committed(farm)
+    finished = complete(farm.store, farm.ledger, picture.job)
+    assert finished
+    assert finished.accepted
+    farm.store.put_named(OWNER, KEY, b"another", "image/png", allowed=lambda: True)
+    assert complete(farm.store, farm.ledger, picture.job) is None
+    assert shown(farm) == b"another"
 
 
 def test_a_cancel_of_a_job_that_is_committed_comes_too_late(farm: TestFarm) -> None:

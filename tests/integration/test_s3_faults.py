@@ -18,7 +18,7 @@ from overpaint_worker.storage import WAITING
 from tests.integration.hand import job, png, working
 from tests.proxy import CUT, HANG, PASS, RESET, SLOW, Behaviour, S3Proxy
 from tests.waiting import wait_until
-from tests.workers import TestFarm, WorkerProcess
+from tests.workers import OWNER, TestFarm, WorkerProcess
 
 OVERPAINT = str(Path(sysconfig.get_path("scripts")) / "overpaint")
 DONE = JobState.DONE
@@ -91,6 +91,37 @@ def test_a_worker_whose_last_attempt_was_cancelled_notices_that_s3_is_back(
     proxy.rule(PASS)
     farm.until(later, DONE)
     assert farm.job(later).attempt == 1
+
+
+@pytest.mark.parametrize("behaviour", [500, CUT, HANG])
+def test_one_picture_that_s3_cannot_give_holds_up_no_other_job(
+    behaviour: Behaviour, farm: TestFarm, proxy: S3Proxy
+) -> None:
+    worker = behind(farm, proxy, slots=2)
+    damaged = farm.store.put_input(OWNER, b"on a sector that is lost")
+    proxy.rule(behaviour, f"GET .*{damaged}")
+    (bad,) = farm.submit(farm.spec() | {"source": {"image": f"sha256:{damaged}"}})
+    wait_until(lambda: farm.job(bad).stage == WAITING)
+    others = farm.submit(*[farm.spec(steps=1) for _ in range(3)])
+    assert farm.all_ended(others, within_s=30) == {DONE: 3}
+    assert farm.job(bad).state is JobState.RUNNING
+    assert worker.said("store.away") == []
+    proxy.rule(PASS)
+    farm.until(bad, DONE)
+
+
+def test_a_picture_of_another_bucket_that_is_refused_fails_its_job_alone(
+    farm: TestFarm, proxy: S3Proxy
+) -> None:
+    worker = farm.start(
+        environment={"OVERPAINT_S3_ENDPOINT_URL": proxy.url, "OVERPAINT_S3_READ_BUCKETS": "other"}
+    ).ready()
+    proxy.rule(403, "GET /other/")
+    (bad,) = farm.submit(farm.spec() | {"source": {"image": "s3://other/gone.png"}})
+    error = farm.until(bad, JobState.FAILED).error or {}
+    assert (error["code"], error["field"]) == ("input", "source.image")
+    assert "no permission" in error["message"]
+    assert worker.said("store.away") == []
 
 
 # A producer

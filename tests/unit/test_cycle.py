@@ -1,6 +1,18 @@
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
 
+import pytest
+
+from overpaint_shared.errors import StoreUnreachable
+from overpaint_shared.settings import Settings
+from overpaint_worker import node, transport
 from overpaint_worker.cycle import Intake, ModelCycle
+from overpaint_worker.keeper import Attempt
+from overpaint_worker.options import WorkerOptions
+from overpaint_worker.storage import STORE, Storage
+from tests.waiting import wait_until
 
 QUEUES = ["m.a", "m.b", "host.celery.pidbox"]
 
@@ -142,3 +154,39 @@ def test_of_several_other_models_the_one_that_waited_longest_comes_first() -> No
     assert intake.choose(["m.a", "m.b", "m.c"]) == ["m.c", "m.b", "m.a"]
     intake.waiting = {"a": 5.0, "b": 2.0, "c": 4.0}
     assert intake.choose(["m.a", "m.b", "m.c"]) == ["m.a", "m.c", "m.b"]
+
+
+class Overtaken(Storage):
+    """Another thread changes it just after it was asked."""
+
+    between: Callable[[], None] | None = None
+
+    @property
+    def blocked(self) -> bool:
+        was = super().blocked
+        if self.between:
+            happens, self.between = self.between, None
+            happens()
+        return was
+
+
+def test_a_worker_takes_jobs_again_though_s3_came_back_while_it_was_said_to_be_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport, "install", lambda _: None)
+    monkeypatch.setattr(ModelCycle, "intake", None)
+    monkeypatch.setattr(node, "Storage", Overtaken)
+    world = node.Node(WorkerOptions(device="cpu", models=("a",), registry=Path("none")), Settings())
+    store = cast("Any", world.storage)
+    world.intake.engine_up = True
+
+    def fails() -> None:
+        raise StoreUnreachable("S3 does not answer")
+
+    def back() -> None:
+        world.storage.patiently(lambda: None, 1, Attempt("other", 1), STORE)
+
+    store.between = back
+    with pytest.raises(StoreUnreachable):
+        world.storage.patiently(fails, 0, Attempt("j", 1), STORE)
+    wait_until(lambda: not world.intake.closed, 2)

@@ -3,13 +3,16 @@
 import json
 import pickle
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overpaint_shared import errors
-from overpaint_shared.errors import OverpaintError, Problem, SpecError, StoreMissing, shorten
+from overpaint_shared.errors import OverpaintError, Problem, SpecError, StoreError, StoreMissing, shorten
+from overpaint_shared.store_errors import explained, is_final
 
 
 def tree(root: type[OverpaintError] = OverpaintError) -> Iterator[type[OverpaintError]]:
@@ -108,3 +111,14 @@ def test_a_lone_surrogate_is_shown_as_its_escape() -> None:
 def test_values_that_are_no_json_still_cross() -> None:
     error = errors.InputError("odd", value=object())
     assert "object" in json.dumps(error.to_json())
+
+
+@pytest.mark.parametrize(("code", "final"), [("InvalidObjectState", True), ("AccessDenied", False)])
+def test_an_archived_object_is_no_missing_permission(code: str, final: bool) -> None:
+    answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+    with (
+        pytest.raises(StoreError) as caught,
+        explained("read an input", bucket="b", endpoint="e", key="k"),
+    ):
+        raise ClientError(answer, "GetObject")
+    assert is_final(caught.value) is final

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -33,13 +34,13 @@ from overpaint_shared.ledger import (
     Wakeup,
 )
 from overpaint_shared.settings import Limits
-from overpaint_worker import protocol
+from overpaint_worker import protocol, storage
 from overpaint_worker.crashes import Blame
 from overpaint_worker.engine_client import Answer, Gone
 from overpaint_worker.keeper import Keeper
 from overpaint_worker.metrics import Metrics
 from overpaint_worker.patience import Patience
-from overpaint_worker.storage import WAITING, Storage
+from overpaint_worker.storage import THREADS, WAITING, Storage
 from overpaint_worker.tasks import Renderer, Room
 from tests.waiting import wait_until
 
@@ -70,6 +71,8 @@ class World:
     accepts: bool = True
     ends_as: JobState = JobState.DONE
     fetch_errors: list[OverpaintError] = field(default_factory=list)
+    answers: bool = False
+    """Whether S3 answers what is not about an object."""
     put_errors: list[OverpaintError] = field(default_factory=list)
     finish_errors: list[OverpaintError] = field(default_factory=list)
     on_put: Callable[[], object] = lambda: None
@@ -148,6 +151,10 @@ class World:
         return b"picture"
 
     read_external = get_input
+
+    def ping(self) -> None:
+        if not self.answers:
+            raise away()
 
     def put_result(self, job: str, token: int, name: str, data: bytes, content_type: str) -> str:
         self.on_put()
@@ -310,6 +317,85 @@ def test_a_store_that_stays_away_gives_the_job_back_uncounted() -> None:
     assert world.run() is None
     assert world.released == [ReleaseReason.STOPPED]
     assert world.published == ["claim", "release"]
+
+
+def test_one_picture_that_s3_cannot_give_holds_up_no_other_job_and_counts() -> None:
+    world = World(fetch_errors=[away()] * 100, answers=True, patience=Patience(fetch_s=0.5))
+    closed: list[bool] = []
+    world.storage = Storage(
+        cast("Any", world),
+        world.keeper,
+        lambda: closed.append(world.storage.blocked),
+        lambda: closed.append(True),
+    )
+    assert world.run() is None
+    assert world.released == [ReleaseReason.FAULT]
+    assert closed
+    assert not any(closed)
+
+
+def test_one_picture_that_s3_never_sends_holds_up_no_other_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "SILENT_S", 0.3)
+    release = threading.Event()
+    world = World(answers=True, patience=Patience(fetch_s=1.5))
+    world.get_input = lambda *_: release.wait(30) and b""  # type: ignore[method-assign]
+    closed: list[bool] = []
+    world.storage = Storage(cast("Any", world), world.keeper, lambda: None, lambda: closed.append(True))
+    assert world.run() is None
+    assert world.released == [ReleaseReason.FAULT]
+    assert not closed
+    release.set()
+
+
+def test_a_read_that_fails_opens_the_worker_again_once_s3_answers() -> None:
+    world = World(fetch_errors=[away()] * 100, patience=Patience(fetch_s=4.0))
+    changes: list[bool] = []
+
+    def changed() -> None:
+        changes.append(world.storage.blocked)
+        world.answers = True
+
+    world.storage = Storage(cast("Any", world), world.keeper, lambda: None, changed)
+    world.run()
+    assert changes == [True, False]
+
+
+def test_a_picture_of_another_bucket_that_refuses_fails_the_job_at_once() -> None:
+    elsewhere = {**SPEC, "source": {"image": "s3://other/a.png"}}
+    world = World(spec=elsewhere, fetch_errors=[StoreDenied("no permission")] * 100, answers=True)
+    world.read_external = lambda *_: world.get_input("owner", SHA, Limits().max_input_bytes)  # type: ignore[method-assign]
+    failed = world.run()
+    assert isinstance(failed, Failed)
+    assert (failed.error["code"], failed.error["field"]) == ("input", "source.image")
+    assert len(world.fetch_errors) == 99
+
+
+def test_a_key_that_s3_does_not_know_is_not_the_fault_of_a_picture_in_another_bucket() -> None:
+    elsewhere = {**SPEC, "source": {"image": "s3://other/a.png"}}
+    world = World(
+        spec=elsewhere, fetch_errors=[StoreDenied("no such key")] * 100, patience=Patience(fetch_s=0.2)
+    )
+    world.read_external = lambda *_: world.get_input("owner", SHA, Limits().max_input_bytes)  # type: ignore[method-assign]
+    assert world.run() is None
+    assert world.released == [ReleaseReason.STOPPED]
+
+
+def test_what_waits_for_a_thread_is_not_asked_for_twice_and_takes_none_from_the_attempts() -> None:
+    world, release = World(), threading.Event()
+    made: list[int] = []
+
+    def slow(number: int) -> None:
+        made.append(number)
+        release.wait(30)
+
+    for number in (*range(THREADS), *range(THREADS)):
+        world.storage.later(number, partial(slow, number))
+    assert isinstance(world.run(), Done)
+    assert len(made) < THREADS
+    release.set()
+    wait_until(lambda: len(made) == THREADS)
+    assert sorted(made) == list(range(THREADS))
+    wait_until(lambda: world.storage.later(0, partial(slow, 0)) or len(made) > THREADS)
 
 
 def test_a_store_that_takes_no_results_gives_the_job_back_and_leaves_no_rest() -> None:

@@ -35,16 +35,17 @@ class Intake:
         slots: int,
         held: Callable[[], int],
         switch_after_s: float = SWITCH_AFTER_S,
+        store_away: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`models` maps queue names to models; `held` counts the messages that this worker has and has not
-        ended.
+        ended. `store_away`: S3 is away, or too much waits for it, so what were taken now could not be
+        rendered.
         """
         self.models = dict(models)
         self.engine_up = False
         self.draining = False
-        self.store_away = False
-        """S3 is away, or too much waits for it: what were taken now could not be rendered."""
+        self.store_away = store_away
         self.credits = slots
         self.waiting: Mapping[str, float] = {}
         """Seconds that the oldest waiting job of each model has waited, as last seen."""
@@ -58,7 +59,7 @@ class Intake:
     @property
     def closed(self) -> bool:
         """Nothing may be taken: the worker drains, its engine is not up, or S3 is away."""
-        return self.draining or self.store_away or not self.engine_up
+        return self.draining or self.store_away() or not self.engine_up
 
     @property
     def room(self) -> int:

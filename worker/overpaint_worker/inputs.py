@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from overpaint_shared.errors import InputError, StoreDenied, StoreMissing, StoreNoBucket
 from overpaint_shared.headers.together import check_together
 from overpaint_shared.job import JobSpec
 from overpaint_shared.store import Store
+
+IS_THERE: Final = "submit the job again with a picture that is there"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +48,12 @@ class Inputs:
             if kind == "sha256":
                 return self.again(lambda: self.store.get_input(self.owner, sha256, self.max_bytes))
             if reference.startswith("s3://"):
-                return self.again(lambda: self.store.read_external(reference, self.max_bytes))
+                return self.again(lambda: self._external(reference))
         except InputError as error:
             raise InputError(error.message, field=path, value=reference, fix=error.fix) from error
-        except (StoreMissing, StoreDenied, StoreNoBucket) as error:
-            if kind == "sha256" and not isinstance(error, StoreMissing):
-                raise  # the farm's own bucket: nothing that the job could mend
+        except StoreMissing as error:
             raise InputError(
-                f"the picture cannot be read: {error.message}",
-                field=path,
-                value=reference,
-                fix="submit the job again with a picture that is there",
+                f"the picture cannot be read: {error.message}", field=path, value=reference, fix=IS_THERE
             ) from error
         raise InputError(
             "a worker reads stored pictures only",
@@ -63,3 +61,11 @@ class Inputs:
             value=reference,
             fix="submit with `overpaint submit`, which uploads files",
         )
+
+    def _external(self, reference: str) -> bytes:
+        """A picture of another bucket. Where that refuses, no other try helps, and S3 may be fine."""
+        try:
+            return self.store.read_external(reference, self.max_bytes)
+        except (StoreDenied, StoreNoBucket) as error:
+            self.store.ping()  # raises where S3 refuses this worker's key or clock
+            raise InputError(f"the picture cannot be read: {error.message}", fix=IS_THERE) from error

@@ -212,7 +212,7 @@ class NodeCollector(Collector):
                 (
                     "overpaint_worker_store_up",
                     "1 while S3 keeps it from no job.",
-                    not intake.store_away,
+                    not intake.store_away(),
                 ),
                 ("overpaint_worker_draining", "1 once it takes no more jobs.", intake.draining),
                 (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from overpaint_shared.errors import StoreError
-from overpaint_shared.ledger import Done, Failed, Finished, JobRecord, Ledger, Outcome
+from overpaint_shared.ledger import LEASED, Done, Failed, Finished, JobRecord, Ledger, Outcome
 from overpaint_shared.store import Store
 from overpaint_shared.store_errors import is_final
 from overpaint_shared.store_keys import name_of
@@ -80,7 +80,7 @@ def read(store: Store, record: JobRecord) -> Named | None:
 def complete(store: Store, ledger: Ledger, job_id: str) -> Finished | None:
     """Finish a committed job whose worker was lost; None if there is nothing left to do."""
     record = ledger.job(job_id)
-    if record is None or record.result is None:
+    if record is None or record.result is None or record.state not in LEASED:
         return None
     outcome: Outcome = Done(record.result)
     try:

@@ -65,6 +65,7 @@ class Node:
             slots=options.slots,
             held=lambda: len(celery_state.reserved_requests),
             switch_after_s=options.switch_after_s,
+            store_away=lambda: self.storage.blocked,
         )
         self.engine = EngineClient(
             _launch(options, self.limits), self, models=options.models, spare=options.spare
@@ -78,14 +79,8 @@ class Node:
             on_fenced=lambda a: self.engine.forget(a.job, a.token),
             metrics=self.metrics,
         )
-        self.storage = Storage(self.store, self.keeper, self.metrics.retried, self._storage_changed)
+        self.storage = Storage(self.store, self.keeper, self.metrics.retried, self.waker.wake)
         self.app = self._make_app(settings.redis_url)
-
-    def _storage_changed(self) -> None:
-        blocked = self.storage.blocked
-        if blocked != self.intake.store_away:
-            self.intake.store_away = blocked
-            self.waker.wake()
 
     def _make_app(self, redis_url: str) -> Celery:
         transport.install(self.intake)
@@ -150,7 +145,7 @@ class Node:
         except Exception as error:  # a reaper is asked again after a lease
             log.warning("picture not named", action="job.not_named", job=job_id, error=str(error))
             return
-        if finished is not None:
+        if finished is not None and finished.accepted:
             log.info("picture named for a lost worker", action="job.named", job=job_id)
             self.publish(finished.wakeups)
 
@@ -259,7 +254,7 @@ class Node:
             more={
                 "versions": ready.versions,
                 "engine_pid": self.engine.pid,
-                "waits_for": "S3" if self.intake.store_away else None,
+                "waits_for": "S3" if self.intake.store_away() else None,
             },
         )
 

@@ -2,35 +2,48 @@
 
 An attempt waits for its calls and looks meanwhile whether it is to end. So a cancel ends it within a second
 though S3 accepts and never answers; the thread that hangs is left to its time-outs, and there are `THREADS`
-of them at most. While S3 is away, or more bytes wait to be written than may, the worker takes no jobs.
+of them at most. While S3 is away, or more bytes wait to be written than may, the worker takes no jobs. One
+object that cannot be read is not S3: where a read fails, S3 is asked for something else before it counts as
+away.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import Final, Protocol, TypeVar
 
 import structlog
 
-from overpaint_shared.errors import ServiceError, StoreError, StoreUnreachable
+from overpaint_shared.errors import ServiceError, StoreDenied, StoreError, StoreNoBucket, StoreUnreachable
 from overpaint_shared.store import Store
 from overpaint_shared.store_errors import is_final
 from overpaint_worker.keeper import Attempt
 from overpaint_worker.patience import FIRST_PAUSE_S, LONGEST_PAUSE_S, WAIT_S, check, pause
 
 THREADS: Final = 16
+LATER_THREADS: Final = 2
+"""For what nobody waits for; so it takes no thread from the attempts, however long S3 hangs."""
 SILENT_S: Final = 5.0
 """A call that takes longer is told as waiting; it may still succeed."""
 PROBE_S: Final = 2.0
 MAX_HELD_BYTES: Final = 1 << 30
 """Of rendered files that wait to be written."""
+FETCH: Final = "fetch"
+STORE: Final = "store"
 WAITING: Final = "waiting for S3"
 """The stage of an attempt for which S3 is away."""
 
+REFUSED: Final = (StoreDenied, StoreNoBucket)
+"""What the farm's own bucket answers for all of its objects alike."""
+
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
+
+
+class Unreadable(Exception):
+    """S3 answers, but an object could not be read from it for all the time that there was."""
 
 
 class Teller(Protocol):
@@ -56,7 +69,11 @@ class Storage:
         self._retried = retried
         self._changed = changed
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
+        self._later_threads = ThreadPoolExecutor(LATER_THREADS, thread_name_prefix="store-later")
         self._lock = threading.Lock()
+        self._later: set[Hashable] = set()
+        self._ping: Future[None] | None = None
+        self._pinged = 0.0
         self._trying = 0
         self._held = 0
         self._stopping = threading.Event()
@@ -108,37 +125,42 @@ class Storage:
         """Make calls side by side, and those that fail because S3 is away again; their answers by name.
 
         `stage` is what the attempt does when S3 answers. Raises Stopped as soon as the attempt is to end, and
-        a StoreError that trying again does not mend, or of the last try after `within_s`. No call is begun
-        while another of the last round runs.
+        a StoreError that trying again does not mend, or of the last try after `within_s`; Unreadable instead
+        of that where S3 answers a fetch. No call is begun while another of the last round runs.
         """
         end, seconds, done = time.monotonic() + within_s, FIRST_PAUSE_S, dict[str, T]()
         with self._asking():
             while True:
                 check(attempt, stop_on_cancel=stop_on_cancel)
                 left = {name: call for name, call in calls.items() if name not in done}
-                error = self._round(left, done, end, attempt, stop_on_cancel)
+                error = self._round(left, done, end, attempt, stage, stop_on_cancel)
                 if error is None:
                     self._is_back(attempt, stage)
                     return done
-                if isinstance(error, StoreError):  # a call may ask the ledger, too
-                    self._is_away(error, attempt)
+                answers = self._failed(error, attempt, stage, stop_on_cancel)
                 if time.monotonic() + seconds > end:
-                    raise error
+                    raise Unreadable(str(error)) if answers else error
                 self._retried()
                 log.info("service away, trying again", action="service.retry", error=str(error), in_s=seconds)
                 pause(seconds, attempt, stop_on_cancel=stop_on_cancel)
                 seconds = min(LONGEST_PAUSE_S, seconds * 2)
 
-    def later(self, call: Callable[[], object]) -> None:
-        """Make a call whose answer nobody waits for."""
-        self._threads.submit(call)
+    def later(self, name: Hashable, call: Callable[[], object]) -> None:
+        """Make a call whose answer nobody waits for, unless one of this name still waits or runs."""
+        with self._lock:
+            if name in self._later:
+                return
+            self._later.add(name)
+        future = self._later_threads.submit(call)
+        future.add_done_callback(lambda _: self._later.discard(name))
 
-    def _round(
+    def _round(  # noqa: PLR0917  # each is one thing of `all`
         self,
         calls: Mapping[str, Callable[[], T]],
         done: dict[str, T],
         end: float,
         attempt: Attempt,
+        stage: str,
         stop_on_cancel: bool,
     ) -> ServiceError | None:
         """One try of each call; the error of one that may be tried again, after all have ended."""
@@ -147,7 +169,7 @@ class Storage:
         try:
             for name, future in futures.items():
                 try:
-                    done[name] = self._answer(future, end, attempt, stop_on_cancel)
+                    done[name] = self._answer(future, end, attempt, stage, stop_on_cancel)
                 except ServiceError as error:
                     if is_final(error):
                         raise
@@ -157,7 +179,9 @@ class Storage:
                 future.cancel()  # what has not begun
         return failed
 
-    def _answer(self, future: "Future[T]", end: float, attempt: Attempt, stop_on_cancel: bool) -> T:
+    def _answer(
+        self, future: "Future[T]", end: float, attempt: Attempt, stage: str, stop_on_cancel: bool
+    ) -> T:
         began, told = time.monotonic(), False
         while True:
             wait([future], WAIT_S)
@@ -172,25 +196,50 @@ class Storage:
             )
             if now >= end:
                 raise silent
-            self._is_away(silent, attempt)
+            self._failed(silent, attempt, stage, stop_on_cancel)
             told = True
 
     # Away and back
 
-    def _is_away(self, error: Exception, attempt: Attempt) -> None:
+    def _failed(self, error: ServiceError, attempt: Attempt, stage: str, stop_on_cancel: bool) -> bool:
+        """A call failed. Whether S3 answers all the same, so that the object is at fault."""
+        if not isinstance(error, StoreError):  # a call may ask the ledger, too
+            return False
         self._teller.progress(attempt.job, attempt.token, WAITING)
-        if not self.away:
-            log.warning("S3 is away, taking no jobs", action="store.away", error=str(error))
-        self.away = True
+        if stage == FETCH and not isinstance(error, REFUSED) and self._answers(attempt, stop_on_cancel):
+            self._is_back()
+            return True
+        self._is_away(error)
+        return False
+
+    def _answers(self, attempt: Attempt, stop_on_cancel: bool) -> bool:
+        """Whether S3 answers another question. All attempts share one question every `PROBE_S`."""
+        with self._lock:
+            if self._ping is None or (self._ping.done() and time.monotonic() - self._pinged > PROBE_S):
+                self._ping, self._pinged = self._threads.submit(self.store.ping), time.monotonic()
+            ping, end = self._ping, self._pinged + SILENT_S
+        while not ping.done() and time.monotonic() < end:
+            wait([ping], WAIT_S)
+            check(attempt, stop_on_cancel=stop_on_cancel)
+        return ping.done() and ping.exception() is None
+
+    def _is_away(self, error: Exception) -> None:
+        if not self._changes_to(away=True):
+            return
+        log.warning("S3 is away, taking no jobs", action="store.away", error=str(error))
         self._changed()
 
     def _is_back(self, attempt: Attempt | None = None, stage: str = "") -> None:
         if attempt is not None and attempt.stage == WAITING:
             self._teller.progress(attempt.job, attempt.token, stage)
-        if self.away:
+        if self._changes_to(away=False):
             log.info("S3 is back", action="store.back")
-        self.away = False
-        self._changed()
+            self._changed()
+
+    def _changes_to(self, *, away: bool) -> bool:
+        with self._lock:
+            changes, self.away = self.away != away, away
+        return changes
 
     @contextmanager
     def _asking(self) -> Iterator[None]:

@@ -56,9 +56,7 @@ from overpaint_worker.keeper import Attempt, Keeper
 from overpaint_worker.metrics import COMMIT, Metrics
 from overpaint_worker.naming import PICTURE, Named, content_type
 from overpaint_worker.patience import Patience, Stopped, check, patiently
-from overpaint_worker.storage import Storage
-
-FETCH, STORE = "fetch", "store"
+from overpaint_worker.storage import FETCH, STORE, Storage, Unreadable
 
 _BLAMED: Mapping[Blame, ReleaseReason] = {
     Blame.GUILTY: ReleaseReason.CRASHED,
@@ -209,6 +207,8 @@ class Renderer:
             if is_final(error):
                 return Failed(error.to_json())
             return GiveBack(ReleaseReason.STOPPED, str(error))
+        except Unreadable as error:
+            return GiveBack(ReleaseReason.FAULT, str(error))
         except Exception as error:
             log.exception("unexpected error", action="job.unexpected")
             return GiveBack(
@@ -380,7 +380,7 @@ class Renderer:
     def _clean(self, attempt: Attempt) -> None:
         """Delete what this attempt wrote; nobody will ever show it. S3 may hang, so nobody waits for that."""
         if attempt.wrote:
-            self._room.storage.later(partial(self._deleted, attempt))
+            self._room.storage.later(("delete", attempt.job, attempt.token), partial(self._deleted, attempt))
 
     def _deleted(self, attempt: Attempt) -> None:
         try:

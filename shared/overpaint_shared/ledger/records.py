@@ -204,8 +204,8 @@ class ReleaseReason(StrEnum):
     SUSPECTED = "suspected"
     """The engine died or hung while this job and others were at work; not counted, and it runs alone next."""
     FAULT = "fault"
-    """The worker itself failed at this job, which is a defect; counted, and beyond `max_crashes` the job is
-    dead."""
+    """The worker itself failed at this job, which is a defect, or could not read one of its pictures though
+    S3 answers; counted, and beyond `max_crashes` the job is dead."""
     NO_MEMORY = "no_memory"
     """This worker has too little memory now; not counted. It is asked again later, three times in all."""
     UNABLE = "unable"

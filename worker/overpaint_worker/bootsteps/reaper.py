@@ -77,7 +77,7 @@ class Reaper:
                 log.warning(f"ledger {action}", action=f"ledger.{action}", entries=list(entries))
         self._node.publish(reaped.wakeups)
         for job_id in reaped.unnamed:
-            self._node.storage.later(partial(self._node.name_picture, job_id))
+            self._node.storage.later(("name", job_id), partial(self._node.name_picture, job_id))
 
     def _look(self) -> None:
         intake = self._node.intake
