@@ -131,6 +131,25 @@ local function count_use(job, to)
   call('HINCRBY', used, 'bytes', sign * job.bytes)
 end
 
+-- How many jobs stand in an owner's lanes; nil where the census names too many models to ask for each.
+local MOST_MODELS = 256
+
+local function jobs_in_lanes(owner)
+  local models, count, jobs = {}, 0, 0
+  for _, kind in ipairs(call('HKEYS', 'op:census')) do
+    local model = string.match(kind, '^queued|([%w._-]+)|')
+    if model and not models[model] then models[model], count = true, count + 1 end
+    if count > MOST_MODELS then return nil end
+  end
+  for model in pairs(models) do
+    for class in pairs(CLASSES) do
+      local lane = class .. ':' .. model .. ':' .. owner
+      jobs = jobs + call('ZCARD', 'op:wait:' .. lane) + call('ZCARD', 'op:sent:' .. lane)
+    end
+  end
+  return jobs
+end
+
 -- Takes an id out of every index that its record leads to.
 local function unlink(job)
   local id = job.id
@@ -235,9 +254,12 @@ local function leave_lane(job)
   call('ZREM', 'op:sent:' .. lane, job.id)
 end
 
--- Fills the free places of a lane with those that wait longest.
+-- Fills the free places of a lane with those that wait longest. One call wakes a bounded number of jobs, since producers
+-- say what `window` is. The reaper wakes the rest.
+local MOST_WOKEN = 2048
+
 local function top_up(lane, window, at, out)
-  local room = tonumber(window) - call('ZCARD', 'op:sent:' .. lane)
+  local room = math.min(tonumber(window) - call('ZCARD', 'op:sent:' .. lane), MOST_WOKEN - #out / 6)
   if room <= 0 then return end
   local waiting = 'op:wait:' .. lane
   for _, id in ipairs(call('ZRANGE', waiting, 0, room - 1)) do

@@ -4,6 +4,9 @@ local every_s, lease_s, keep_s, piece = unpack(ARGV)
 piece = tonumber(piece)
 work_when_full()
 local at, mended = clock(), {}
+local MOST_FIELDS, LONGEST_NAME = 10000, 200    -- of a hash of counts
+local COUNT_S, MOST_COUNTED = 60, 10000         -- how often a state's jobs are counted, unless they are more
+local MOST_COUNTED_ANEW = 200000                -- as many are counted after a flood
 local HORIZON_S = math.max(3600, 10 * lease_s)
 
 local last = call('HGET', 'op:scrub', 'at')
@@ -114,10 +117,21 @@ local function look_at_lanes()
   end
 end
 
+-- A hash with more fields than any farm makes was written by hand. It goes whole: to look at each field would take long.
+local function is_flooded(key)
+  local fields = #call('HKEYS', key)  -- HLEN is not among the rights of workers on a server that was started before
+  if fields <= MOST_FIELDS then return false end
+  put_aside(key .. ' has ' .. fields .. ' fields', '')
+  call('DEL', key)
+  return true
+end
+
 local function look_at_fields(key, sound)
+  if is_flooded(key) then return {} end
   local rows = call('HGETALL', key)
   for i = 1, #rows, 2 do
-    if not sound(rows[i], rows[i + 1]) and put_aside(key .. ' holds ' .. rows[i] .. ': ' .. rows[i + 1], rows[i]) then
+    local fine = #rows[i] <= LONGEST_NAME and sound(rows[i], rows[i + 1])
+    if not fine and put_aside(key .. ' holds ' .. rows[i] .. ': ' .. rows[i + 1], rows[i]) then
       call('HDEL', key, rows[i])
     end
   end
@@ -129,17 +143,71 @@ local function is_kind(name, jobs)
 end
 
 local function look_at_models(kinds)
-  local seen = {}
+  local seen, models = {}, {}
   for i = 1, #kinds, 2 do
     local model = string.match(kinds[i], '^queued|([%w._-]+)|')
     if model and not seen[model] then
       seen[model] = true
-      look('op:queued:' .. model, function(job) return is_queued(job) and job.model == model end)
+      models[#models + 1] = model
+    end
+  end
+  table.sort(models)
+  local from = call('HGET', 'op:scrub', 'models')
+  from = from and is_count(from) and tonumber(from) < #models and tonumber(from) or 0
+  call('HSET', 'op:scrub', 'models', from + piece < #models and from + piece or 0)
+  for i = from + 1, math.min(from + piece, #models) do
+    local model = models[i]
+    look('op:queued:' .. model, function(job) return is_queued(job) and job.model == model end)
+  end
+end
+
+-- Counts the jobs of a state: -> how many of each kind, what their owners use
+local function counted(state)
+  local kinds, used = {}, {}
+  for _, id in ipairs(call('ZRANGE', 'op:state:' .. state, 0, -1)) do
+    local is, model, features, owner, bytes, buried = unpack(call('HMGET', 'op:job:' .. id, 'state', 'model', 'features',
+      'owner', 'bytes', 'odd'))
+    if is == state and model and owner and not buried then
+      local kind = kind_of(state, {model = model, features = features or ''})
+      kinds[kind] = (kinds[kind] or 0) + 1
+      bytes = is_count(bytes or '') and tonumber(bytes)  -- without: from before there were limits, so it is not counted
+      local takes = used[owner] or {queued = 0, bytes = 0}
+      if bytes then takes.queued, takes.bytes, used[owner] = takes.queued + 1, takes.bytes + bytes, takes end
+    end
+  end
+  return kinds, used
+end
+
+local function correct(key, field, was, is)
+  if tonumber(was or 0) == is then return end
+  if is > 0 then call('HSET', key, field, is) else call('HDEL', key, field) end
+  mended[#mended + 1] = key .. ' ' .. field
+end
+
+-- A count is wrong for good once a record is lost, or somebody has written it. So each state is counted anew from time
+-- to time, unless that would take long.
+local function count_again(rows, anew)
+  local last = call('HGET', 'op:scrub', 'counted')
+  if not anew and is_time(last or nil) and tonumber(last) <= at and at - last < COUNT_S then return end
+  call('HSET', 'op:scrub', 'counted', seconds(at))
+  local was = {}
+  for i = 1, #rows, 2 do was[rows[i]] = rows[i + 1] end
+  for state in pairs(MOVES) do
+    if call('ZCARD', 'op:state:' .. state) <= (anew and MOST_COUNTED_ANEW or MOST_COUNTED) then
+      local kinds, used = counted(state)
+      for kind in pairs(was) do
+        if string.find(kind, '^' .. state .. '|') and not kinds[kind] then correct('op:census', kind, was[kind], 0) end
+      end
+      for kind, jobs in pairs(kinds) do correct('op:census', kind, was[kind], jobs) end
+      for owner, takes in pairs(state == 'queued' and used or {}) do
+        local key = 'op:used:' .. owner
+        for field, value in pairs(takes) do correct(key, field, call('HGET', key, field), value) end
+      end
     end
   end
 end
 
-local kinds = look_at_fields('op:census', is_kind)
+local anew = is_flooded('op:census')
 look_at_fields('op:moves', is_kind)
 look_at_fields('op:pace:since', function(_, since) return is_time(since) and tonumber(since) <= at + 60 end)
 look_at_fields('op:unserved', function(_, watch) return string.match(watch, '^%d+%.?%d* %d+%.?%d*$') end)
@@ -149,8 +217,9 @@ call('ZCARD', 'op:lost')
 call('ZCARD', 'op:missed')
 look_at_lanes()
 look_at_leases()
-look_at_models(kinds)
+look_at_models(call('HGETALL', 'op:census'))
 look('op:expiry', function(job) return TERMINAL[job.state] end)
 for state in pairs(MOVES) do look('op:state:' .. state, function(job) return job.state == state end) end
+count_again(look_at_fields('op:census', is_kind), anew)
 look_at_owners()
 return {mended, odd}

@@ -3,6 +3,7 @@
 -- or {gone, id, inputs that may have been deleted since they were seen}
 local id, owner, window, token, digest, spec, model, priority, title, features, group, labels, inputs, checked,
   deadline_s = unpack(ARGV)
+local LONGEST_INPUTS = 262144  -- a job's pictures and masks together name less than half of that
 local at, out = clock(), {}
 
 local known = token ~= '' and call('HGET', 'op:tokens:' .. owner, token)
@@ -14,13 +15,16 @@ if job then
   return {'there', job.id, out}
 end
 
+-- Anybody who holds a producer's password may call this, so no argument may keep the server busy.
+if #inputs > LONGEST_INPUTS then return redis.error_reply('ERR no such job is taken: it names too many inputs') end
+
 -- An input that was being deleted when the producer looked for it, or since, may be gone: it must look again.
 local gone, seen = {}, tonumber(checked) or at - REMEMBERED_S  -- not told when: any that is remembered
 local stale = checked ~= '' and at - seen > REMEMBERED_S
 local condemned = inputs ~= '' and (stale or call('ZCOUNT', 'op:condemned:' .. owner, seen, '+inf') > 0)
 for sha256 in string.gmatch(condemned and inputs or '', '[^,]+') do
-  local ends = call('ZSCORE', 'op:condemned:' .. owner, sha256)
-  if stale or (ends and tonumber(ends) >= seen) then gone[#gone + 1] = sha256 end
+  local ends = #sha256 == 64 and call('ZSCORE', 'op:condemned:' .. owner, sha256)
+  if #sha256 == 64 and stale or ends and tonumber(ends) >= seen then gone[#gone + 1] = sha256 end
 end
 if #gone > 0 then return {'gone', id, gone} end
 
