@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 KUBECTL = Path(sysconfig.get_path("scripts")) / "kubectl"
 KEDA = json.loads((HERE / "schemas" / "scaledobject-keda-v1alpha1.json").read_text(encoding="utf-8"))
 SECRETS = {
-    "overpaint-redis": {"producer", "worker", "monitor", "operator"},
+    "overpaint-redis": {"producer", "worker", "monitor", "operator", "replica"},
     "overpaint-s3": {"access-key", "secret-key"},
     "overpaint-flower": {"basic-auth"},
     "overpaint-redis-tls": {"tls.crt", "tls.key", "ca.crt"},
