@@ -149,10 +149,12 @@ def test_an_upgrade_from_the_users_of_the_version_before_loses_no_job(apart: Shi
 
 def test_a_replica_that_is_promoted_has_all_that_was_replicated(apart: Shipped, tmp_path: Path) -> None:
     primary = apart.redis
-    replica = ShippedRedis(tmp_path / "replica", primary.compose.environment)
-    for server in (primary, replica):
-        server.given["OVERPAINT_REDIS_REPLICA_PASSWORD"] = 'the replica\'s "own" \\ password'
-    replica.given["OVERPAINT_REDIS_PRIMARY"] = f"127.0.0.1:{primary.port}"
+    given = {
+        "OVERPAINT_REDIS_REPLICA_PASSWORD": 'the replica\'s "own" \\ password',
+        "OVERPAINT_REDIS_PRIMARY": f"127.0.0.1:{primary.port}",
+    }
+    primary.given["OVERPAINT_REDIS_REPLICA_PASSWORD"] = given["OVERPAINT_REDIS_REPLICA_PASSWORD"]
+    replica = ShippedRedis(tmp_path / "replica", primary.compose.environment | given)
     primary.start()
     replica.start()
     farm = apart.farm(tmp_path)
