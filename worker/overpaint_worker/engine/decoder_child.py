@@ -2,7 +2,7 @@
 
 A stranger's file may hang or crash a decoder, or have it fill the memory. Here that ends this process, and so
 the one job whose picture it was. It has limits of time and memory, no secrets, and where Linux lets it no
-way to a network or to another program.
+way to a network or to another process, and no file that it could write.
 
     request: 4 bytes of length, JSON, the file        answer: 4 bytes of length, JSON, the profile
     and with an answer that holds samples a descriptor of the memory that they lie in
@@ -10,6 +10,7 @@ way to a network or to another program.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -34,6 +35,10 @@ CPU_S: Final = 30
 MOST_MEMORY: Final = 4 * 2**30
 MOST_FILES: Final = 32
 
+ANY: Final = 2**32
+SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+"""What the engine reads of a picture cannot be cut or changed any more."""
+
 _LENGTHS: Final = struct.Struct(">II")
 
 
@@ -45,20 +50,33 @@ def send(pipe: socket.socket, head: dict[str, Any], body: bytes, descriptors: li
     pipe.sendall(body)
 
 
-def receive(pipe: socket.socket) -> tuple[dict[str, Any], bytes, list[int]]:
-    """The next message. Raises EOFError at the end."""
+def receive(
+    pipe: socket.socket, most: tuple[int, int] = (ANY, ANY), until: float | None = None
+) -> tuple[dict[str, Any], bytes, list[int]]:
+    """The next message, and descriptors to close. Raises EOFError at the end, TimeoutError, or ValueError:
+    its parts have more than `most` bytes.
+    """
     start, descriptors, _, _ = socket.recv_fds(pipe, _LENGTHS.size, 1)
-    start += _exactly(pipe, _LENGTHS.size - len(start)) if start else b""
     if not start:
         raise EOFError
-    head, body = (_exactly(pipe, length) for length in _LENGTHS.unpack(start))
-    return json.loads(head), body, descriptors
+    try:
+        lengths = _LENGTHS.unpack(start + _exactly(pipe, _LENGTHS.size - len(start), until))
+        if any(length > limit for length, limit in zip(lengths, most, strict=True)):
+            raise ValueError(f"a message of {lengths} bytes")
+        head, body = (_exactly(pipe, length, until) for length in lengths)
+        return json.loads(head), body, descriptors
+    except BaseException:
+        for each in descriptors:
+            os.close(each)
+        raise
 
 
-def _exactly(pipe: socket.socket, length: int) -> bytes:
+def _exactly(pipe: socket.socket, length: int, until: float | None) -> bytes:
     found = bytearray(length)
     view = memoryview(found)
     while view:
+        if until is not None:
+            pipe.settimeout(max(0.001, until - time.monotonic()))
         count = pipe.recv_into(view)
         if not count:
             raise EOFError
@@ -92,10 +110,11 @@ def _answer(pipe: socket.socket, decoded: Decoded) -> None:
         with suppress(colour.ProfileError):
             colour.read(decoded.icc)  # what crashes its reader does so here
     samples = np.ascontiguousarray(decoded.samples)
-    memory = os.memfd_create("picture")
+    memory = os.memfd_create("picture", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(memory, "wb", closefd=False) as file:
             file.write(samples.data)
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, SEALS)
         about = {"shape": samples.shape, "dtype": str(samples.dtype), "notes": decoded.notes}
         send(pipe, about | {"icc": decoded.icc is not None}, decoded.icc or b"", [memory])
     finally:
