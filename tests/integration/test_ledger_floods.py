@@ -120,6 +120,26 @@ def test_the_lane_of_a_queued_job_is_visited_before_many_that_seem_to_have_work(
     assert reaper(redis_url).reap().stale == ("a",)
 
 
+def test_deadlines_of_nobody_do_not_keep_an_overdue_job_waiting(
+    books: Ledger, redis_url: str, redis_client: redis.Redis
+) -> None:
+    books.submit([job("a", deadline_s=60)])
+    redis_client.hset("op:job:a", "deadline", "2")
+    redis_client.zadd("op:deadlines", {"a": 2} | {f"e{number}": 1 for number in range(3000)})
+    assert reaper(redis_url).reap().late == ("a",)
+    assert redis_client.zcard("op:deadlines") == 0
+
+
+def test_ends_of_keeping_of_nobody_do_not_keep_records_longer(
+    books: Ledger, redis_url: str, redis_client: redis.Redis
+) -> None:
+    books.submit([job("a")])
+    books.cancel("a")
+    redis_client.zadd("op:expiry", {"a": 2} | {f"e{number}": 1 for number in range(3000)})
+    reap(redis_url, 1)
+    assert redis_client.exists("op:job:a", "op:expiry") == 0
+
+
 def test_long_items_of_a_queue_are_not_read_at_once(
     books: Ledger, redis_url: str, redis_client: redis.Redis
 ) -> None:

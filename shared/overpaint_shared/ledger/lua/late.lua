@@ -6,7 +6,7 @@ local at, ids, lanes, out = clock(), {}, {}, {}
 
 local function has_deadline(job) return job.deadline and not TERMINAL[job.state] end
 
-each('op:deadlines', call('ZRANGEBYSCORE', 'op:deadlines', '-inf', at, 'LIMIT', 0, limit), function(id)
+each('op:deadlines', due_ids('op:deadlines', at, limit), function(id)
   local job = load_from('op:deadlines', id, has_deadline)
   if not job then return end
   if not is_late(job, at) then return call('ZADD', 'op:deadlines', job.deadline, id) end

@@ -205,6 +205,28 @@ local function load_from(index, id, belongs)
   return nil, job
 end
 
+-- The entries of an index whose time has come. Those of no job leave it here, many at once: anybody who holds a producer's
+-- password can write them.
+local PAGES = 16
+
+local function due_ids(index, at, limit)
+  local ids = {}
+  for _ = 1, PAGES do
+    local page = call('ZRANGEBYSCORE', index, '-inf', at, 'LIMIT', #ids, limit)
+    for _, id in ipairs(page) do
+      if call('EXISTS', 'op:job:' .. id) == 1 then
+        ids[#ids + 1] = id
+        if #ids == tonumber(limit) then return ids end
+      else
+        if #odd < QUARANTINED then put_aside(index .. ' names ' .. id .. ', which is no job', id) end
+        call('ZREM', index, id)
+      end
+    end
+    if #page < tonumber(limit) then break end
+  end
+  return ids
+end
+
 local function is_queued(job) return job.state == 'queued' end
 local function is_leased(job) return LEASED[job.state] end
 

@@ -4,7 +4,7 @@ work_when_full()
 
 local function is_over(job) return job.odd or TERMINAL[job.state] end
 
-local ids = call('ZRANGEBYSCORE', 'op:expiry', '-inf', clock(), 'LIMIT', 0, ARGV[1])
+local ids = due_ids('op:expiry', clock(), ARGV[1])
 each('op:expiry', ids, function(id)
   local job = read(id)
   if not (job and job.odd) then job = load_from('op:expiry', id, is_over) end
