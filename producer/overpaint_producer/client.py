@@ -121,8 +121,8 @@ class Farm:
         """Queue many jobs, recorded and published in batches; see `submit`. `token` becomes `token-1`,
         `token-2` ...
 
-        An error ends it: the jobs of the batches before stay submitted, so repeat the call with the same
-        token.
+        An error ends it: what was submitted before stays submitted, so repeat the call with the same token.
+        `submitted` of a `PartlySubmitted` error tells which jobs those are.
         """
         return self._submit_all(specs, _options(token, group, labels, priority), folder, many=True)
 

@@ -4,7 +4,7 @@ import base64
 import logging
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from overpaint_producer.jobfiles import Draft, as_object, read_path
 from overpaint_producer.pictures import Seen, Uploader, check_costs, check_sizes
 from overpaint_shared.catalogue import Catalogue, SpecWarning, check
-from overpaint_shared.errors import InputError, Problem, ServiceError, SpecError, shorten
+from overpaint_shared.errors import InputError, OverpaintError, Problem, ServiceError, SpecError, shorten
 from overpaint_shared.job import JobSpec, parse_job
 from overpaint_shared.ledger import (
     InputsGone,
     Ledger,
+    PartlySubmitted,
     QuotaExceeded,
     Submission,
-    SubmitConflict,
     Submitted,
     Wakeup,
     spec_digest,
@@ -36,8 +36,11 @@ if TYPE_CHECKING:
 
 CHUNK = 250
 """Jobs that are recorded and published together."""
-LOOK_AGAIN_S = (0.02, 0.1, 0.3, 1.0, 3.0, 5.0)
-"""Waits before looking again for pictures that `overpaint gc` may just delete, which takes milliseconds."""
+LONGEST_LOOK_S = 10.0
+LOOK_AGAIN_S = (0.02, 0.1, 0.3, 1.0, 3.0, 5.0, *(LONGEST_LOOK_S,) * 12)
+"""Waits before looking again for pictures that `overpaint gc` may just delete. That takes milliseconds.
+After a collector that was killed, the picture can be used again only when `CONDEMNED_S` are over.
+"""
 QUOTA_PATIENCE_S = 60.0
 """How long a submit waits for the owner's rate to allow another job."""
 SHORTEST_WAIT_S = 0.5
@@ -110,38 +113,64 @@ class Submitter:
     def submit(self, drafts: Iterable[Draft], options: Options, *, many: bool) -> Iterator[Queued]:
         """Queue jobs in chunks; each told in order, as soon as its chunk is recorded.
 
-        `many` says that tokens are numbered. An error ends it; the chunks before it stay submitted.
+        `many` says that tokens are numbered. An error ends it, after all jobs that were submitted are told;
+        its `submitted` names them where it is a `PartlySubmitted`.
         """
         _check_token(options.token)
         numbered = enumerate(drafts, start=1)
+        done: list[Submitted] = []
         while chunk := list(islice(numbered, CHUNK)):
-            yield from self._submit_chunk(
-                [
-                    (options.applied(draft), _token(options.token, number, many=many))
-                    for number, draft in chunk
-                ]
-            )
+            applied = [
+                (options.applied(draft), _token(options.token, number, many=many)) for number, draft in chunk
+            ]
+            try:
+                for queued in self._submit_chunk(applied):
+                    done.append(queued.answer)
+                    yield queued
+            except PartlySubmitted as error:
+                error.submitted = tuple(done)
+                if many:
+                    _tell_how_many(error, len(done), options.token)
+                raise
 
     def _submit_chunk(self, chunk: Sequence[tuple[Draft, str | None]]) -> Iterator[Queued]:
+        """The jobs of a chunk. Those that were submitted before an error are told before it is raised."""
         queued: dict[int, Queued] = {}
+        failed: BaseException | None = None
+        try:
+            self._queue(chunk, queued)
+        except (OverpaintError, KeyboardInterrupt) as error:
+            failed = error
+        yield from (queued[at] for at in sorted(queued))
+        if failed is not None:
+            raise failed
+
+    def _queue(self, chunk: Sequence[tuple[Draft, str | None]], queued: dict[int, Queued]) -> None:
+        """Submit a chunk, and note in `queued` which of its jobs the ledger has, by their place."""
         waits = iter(LOOK_AGAIN_S)
         while todo := [at for at in range(len(chunk)) if at not in queued]:
             ready = self._prepare([chunk[at] for at in todo])
+            answers: dict[str, Submitted] = {}
+            gone: InputsGone | None = None
             try:
-                answers: Sequence[Submitted] = self._record([each.submission for each in ready])
-                gone: Collection[str] = ()
-            except InputsGone as error:  # the others are recorded
-                if (wait_s := next(waits, None)) is None:
-                    raise
-                answers, gone = error.submitted, error.gone
-                self._uploader.doubt({sha256 for each in error.gone.values() for sha256 in each})
-                time.sleep(wait_s)
-            kept = [
-                (at, each) for at, each in zip(todo, ready, strict=True) if each.submission.id not in gone
-            ]
-            for (at, each), answer in zip(kept, answers, strict=True):
-                queued[at] = Queued(draft=chunk[at][0], answer=answer, warnings=each.warnings)
-        yield from (queued[at] for at in range(len(chunk)))
+                self._record([each.submission for each in ready], answers)
+            except InputsGone as error:
+                gone = error
+            finally:
+                for at, each in zip(todo, ready, strict=True):
+                    if answer := answers.get(each.submission.id):
+                        queued[at] = Queued(draft=chunk[at][0], answer=answer, warnings=each.warnings)
+            if gone is not None:
+                self._look_again(gone, waits)
+
+    def _look_again(self, gone: InputsGone, waits: Iterator[float]) -> None:
+        """Wait before the pictures that may be gone are looked for again. Raise when all waits are over."""
+        if (wait_s := next(waits, None)) is None:
+            raise gone
+        if wait_s == LONGEST_LOOK_S:
+            log.warning("waiting: %s", gone.message, extra={"action": "submit.waits"})
+        self._uploader.doubt({sha256 for each in gone.gone.values() for sha256 in each})
+        time.sleep(wait_s)
 
     def _prepare(self, drafts: Sequence[tuple[Draft, str | None]]) -> list[Ready]:
         """Check the jobs, and store their pictures."""
@@ -194,35 +223,31 @@ class Submitter:
             checked=checked,
         )
 
-    def _record(self, ready: Sequence[Submission]) -> list[Submitted]:
-        """Record jobs, and wait where the owner submits faster than is allowed, as long as some get on."""
-        answers: dict[str, Submitted] = {}
+    def _record(self, ready: Sequence[Submission], answers: dict[str, Submitted]) -> None:
+        """Record jobs, and note the answers by the ids that they were submitted with.
+
+        Waits where the owner submits faster than is allowed, as long as some get on.
+        """
         todo, end = list(ready), time.monotonic() + QUOTA_PATIENCE_S
         while True:
-            refused: Collection[str] = ()
+            refused: PartlySubmitted | None = None
             try:
                 done: Sequence[Submitted] = self._ledger.submit(todo)
-            except (SubmitConflict, InputsGone) as error:  # the others of this chunk are recorded
-                wake(self._app, [wakeup for each in error.submitted for wakeup in each.wakeups])
-                if isinstance(error, InputsGone):
-                    _keep(answers, todo, error.gone, error.submitted)
-                    error.submitted = tuple(answers[each.id] for each in ready if each.id in answers)
-                raise
-            except QuotaExceeded as error:
-                wake(self._app, [wakeup for each in error.submitted for wakeup in each.wakeups])
-                if error.submitted:
-                    end = time.monotonic() + QUOTA_PATIENCE_S
-                if not error.wait_s or time.monotonic() + error.wait_s > end:
-                    raise
-                _keep(answers, todo, error.refused, error.submitted)
-                refused = error.refused
-                self._slow_down(error)
-            else:
-                wake(self._app, [wakeup for each in done for wakeup in each.wakeups])
-                _keep(answers, todo, (), done)
-            todo = [each for each in todo if each.id in refused]
-            if not todo:
-                return [answers[each.id] for each in ready]
+            except PartlySubmitted as error:
+                done, refused = error.submitted, error
+            left = refused.refused if refused else frozenset()
+            answers |= zip((each.id for each in todo if each.id not in left), done, strict=True)
+            wake(self._app, [wakeup for each in done for wakeup in each.wakeups])
+            if refused is None:
+                return
+            if done:
+                end = time.monotonic() + QUOTA_PATIENCE_S
+            if not isinstance(refused, QuotaExceeded) or not refused.wait_s:
+                raise refused
+            if time.monotonic() + refused.wait_s > end:
+                raise refused
+            self._slow_down(refused)
+            todo = [each for each in todo if each.id in left]
 
     def _slow_down(self, error: QuotaExceeded) -> None:
         if not self._slowed:
@@ -231,15 +256,13 @@ class Submitter:
         time.sleep(max(error.wait_s, SHORTEST_WAIT_S))
 
 
-def _keep(
-    answers: dict[str, Submitted],
-    asked: Sequence[Submission],
-    without: Collection[str],
-    done: Sequence[Submitted],
-) -> None:
-    """Note the answers of those that were asked, `without` left out, by the ids that they were asked with."""
-    ids = [each.id for each in asked if each.id not in without]
-    answers |= zip(ids, done, strict=True)
+def _tell_how_many(error: PartlySubmitted, count: int, token: str | None) -> None:
+    """Say in an error that some jobs were submitted, so that nobody submits them twice."""
+    if not count:
+        return
+    error.message += f"; {count} jobs were submitted, the rest was not"
+    if token is None:
+        error.fix = f"{error.fix}; submit only the rest again: without a token the others would run twice"
 
 
 def wake(app: "Celery", wakeups: Sequence[Wakeup]) -> None:

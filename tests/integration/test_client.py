@@ -11,8 +11,10 @@ import pytest
 import redis
 
 from overpaint_producer import follow as follow_module
+from overpaint_producer import submitting
 from overpaint_producer.client import Farm, Job
 from overpaint_producer.services import free_ports, start_redis
+from overpaint_producer.submitting import Options, draft_of
 from overpaint_shared.errors import (
     InputError,
     JobError,
@@ -26,8 +28,16 @@ from overpaint_shared.errors import (
     UnknownJob,
 )
 from overpaint_shared.job import parse_job
-from overpaint_shared.ledger import Done, Event, JobState, QuotaExceeded, SubmitConflict
-from overpaint_shared.ledger.scripts import BURST_S
+from overpaint_shared.ledger import (
+    Done,
+    Event,
+    InputsGone,
+    JobState,
+    PartlySubmitted,
+    QuotaExceeded,
+    SubmitConflict,
+)
+from overpaint_shared.ledger.scripts import BURST_S, CONDEMNED_S
 from overpaint_shared.queues import queue_name
 from overpaint_shared.settings import Settings
 from tests.integration.hand import Hand, job, png, spec_of, working
@@ -488,3 +498,64 @@ def test_a_deadline_goes_from_the_job_file_to_the_record_and_is_told(farm: Farm,
     record = submitted.status()
     assert record.deadline == pytest.approx(record.created + 90, abs=0.01)
     assert "it fails in 1:" in farm.why(submitted.id).text
+
+
+def submitting_many(
+    farm: Farm, specs: list[dict[str, Any]], **options: Any
+) -> tuple[list[str], PartlySubmitted]:
+    """Submit jobs until an error: the ids that were told, and the error."""
+    told: list[str] = []
+    drafts = (draft for spec in specs for draft in draft_of(spec, None))
+    submitted = farm.submit_drafts(drafts, Options(**options), many=True)
+    with pytest.raises(PartlySubmitted) as caught:
+        told.extend(each.id for _, each in submitted)
+    return told, caught.value
+
+
+def test_the_jobs_that_a_limit_left_room_for_are_told_before_the_error(
+    farm: Farm, hand: Hand, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submitting, "CHUNK", 3)
+    farm.ledger.set_limits(farm.settings.owner, {"max_queued": 5})
+    told, error = submitting_many(farm, [job() for _ in range(9)])
+    assert len(told) == 5
+    assert set(told) == {record.id for record in farm.jobs()}
+    assert isinstance(error, QuotaExceeded)
+    assert [answer.id for answer in error.submitted] == told
+    assert "may have 5; 5 jobs were submitted, the rest was not (" in str(error)
+    assert "without a token the others would run twice" in str(error)
+
+
+def test_answers_of_before_a_wait_are_told_when_the_wait_ends_in_an_error(
+    farm: Farm, hand: Hand, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submitting, "QUOTA_PATIENCE_S", 0.0)
+    farm.ledger.set_limits(None, {"submits_per_s": 1})
+    told, error = submitting_many(farm, [job() for _ in range(BURST_S + 3)], token="t")
+    assert set(told) == {record.id for record in farm.jobs()}
+    assert len(told) >= BURST_S
+    assert "run twice" not in str(error), "a token makes repeating safe"
+
+
+def test_the_jobs_beside_a_token_of_another_job_are_told(farm: Farm, hand: Hand, folder: Path) -> None:
+    farm.submit(job(), token="t-2")
+    told, error = submitting_many(farm, [job(), job(sampling={"seed": 8, "steps": 4}), job()], token="t")
+    assert isinstance(error, SubmitConflict)
+    assert [answer.id for answer in error.submitted] == told
+    assert {farm.ledger.job(each).submit_token for each in told} == {"t-1", "t-3"}  # type: ignore[union-attr]
+
+
+def test_the_jobs_beside_one_whose_picture_stays_condemned_are_told(
+    farm: Farm, hand: Hand, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submitting, "LOOK_AGAIN_S", (0.0,))
+    sha256 = farm.store.put_input("default", png(colour="blue"))
+    assert farm.ledger.input_collector().condemn("default", sha256)[0] == "condemned"
+    told, error = submitting_many(farm, [job(), job(source={"image": f"sha256:{sha256}"}), job()])
+    assert isinstance(error, InputsGone)
+    assert [answer.id for answer in error.submitted] == told == [farm.job(each).id for each in told]
+    assert len(told) == 2
+
+
+def test_looking_again_lasts_longer_than_a_dead_collectors_deletion() -> None:
+    assert sum(submitting.LOOK_AGAIN_S) > CONDEMNED_S

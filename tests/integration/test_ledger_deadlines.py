@@ -5,7 +5,17 @@ import redis
 
 from overpaint_shared.errors import DeadlineError, OverpaintError
 from overpaint_shared.ledger import Beat, Cancelled, Done, Failed, JobState, Ledger, ReleaseReason
-from tests.integration.ledgers import Books, collect, expire_lease, job, names, reaper, running, states
+from tests.integration.ledgers import (
+    Books,
+    collect,
+    expire_lease,
+    job,
+    ledger,
+    names,
+    reaper,
+    running,
+    states,
+)
 
 
 def pass_deadline(client: redis.Redis, job_id: str) -> None:
@@ -50,6 +60,17 @@ def test_a_deadline_counts_from_the_submit(books: Ledger) -> None:
     assert other is not None
     assert record.deadline == pytest.approx(record.created + 60, abs=0.001)
     assert other.deadline is None
+
+
+def test_a_claim_that_comes_too_late_gives_the_place_to_the_next_job(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    books = ledger(redis_url, window=1)
+    books.submit([job("a", deadline_s=60.0), job("b")])
+    pass_deadline(redis_client, "a")
+    claim = books.claim("a", "w1")
+    assert (claim.verdict, names(claim.wakeups)) == ("skip", ["b"])
+    Books(redis_client).check(window=1)
 
 
 def test_a_job_past_its_deadline_is_not_claimed(books: Ledger, redis_client: redis.Redis) -> None:

@@ -12,7 +12,7 @@ from overpaint_producer import exporter
 from overpaint_shared.errors import DamagedRecord
 from overpaint_shared.ledger import Beat, Done, JobState, Ledger, Reaped
 from overpaint_shared.queues import list_name
-from tests.integration.ledgers import Books, expire_lease, job, ledger, reaper, running, states, worker
+from tests.integration.ledgers import Books, expire_lease, job, ledger, names, reaper, running, states, worker
 
 LANE = "3:sd15:ann"
 FAR = 9e15
@@ -248,6 +248,24 @@ def test_a_job_whose_spec_is_gone_fails_with_a_word_of_it(books: Ledger, redis_c
     record = books.job("a")
     assert record is not None
     assert (record.state, record.error["code"]) == (JobState.FAILED, "damaged_record")
+
+
+def test_a_job_that_fails_in_a_claim_gives_its_place_to_the_next(redis_url: str, redis_client: redis.Redis):
+    books = ledger(redis_url, window=1)
+    books.submit([job("a"), job("b")])
+    redis_client.delete("op:spec:a")
+    assert names(books.claim("a", "w1").wakeups) == ["b"]
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", '{"a":' * 100_000, '{"a":' * 500 + "1" + "}" * 500])
+def test_a_damaged_spec_or_result_is_shown_as_none(text: str, books: Ledger, redis_client: redis.Redis):
+    books.submit([job("a"), job("b")])
+    redis_client.set("op:spec:a", text)
+    redis_client.hset("op:job:a", mapping=dict.fromkeys(("result", "error", "labels"), text))
+    shown = [json.loads(json.dumps(each.to_json())) for each in books.records("ab", specs=True).values()]
+    assert [each["id"] for each in shown] == ["a", "b"]
+    assert {shown[0][name] for name in ("spec", "result", "error")} == {None}
+    assert shown[0]["labels"] == {}
 
 
 def test_a_damaged_record_is_told_to_who_asks_for_it(

@@ -63,6 +63,16 @@ def test_the_bytes_of_waiting_specs_are_bounded(books: Ledger, redis_client: red
     assert books.submit([job("c", spec_json="x" * 400)])[0].created
 
 
+def test_a_spec_that_is_too_large_alone_is_not_told_to_wait(books: Ledger, redis_client: redis.Redis) -> None:
+    limit(redis_client, max_spec_bytes=100)
+    told = str(refused(books, "a", spec_json="ü" * 60))
+    assert told.startswith("max_spec_bytes: this job alone has 120 bytes, more than the 100 that")
+    assert told.endswith("(make it smaller, or ask the operator to raise the limit: overpaint quota)")
+    books.submit([job("b", spec_json="x" * 90)])
+    assert "this job alone has 120 bytes" in str(refused(books, "c", spec_json="x" * 120))
+    assert "try again when some of them have started" in str(refused(books, "d", spec_json="x" * 90))
+
+
 def test_an_owners_own_limit_wins_and_nought_is_none(books: Ledger, redis_client: redis.Redis) -> None:
     limit(redis_client, max_queued=1)
     limit(redis_client, "ann", max_queued=0)

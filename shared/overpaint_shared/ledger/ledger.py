@@ -121,10 +121,10 @@ class Ledger:
         """Queue jobs; answers in the order of `items`. Publish the wake-ups of all of them.
 
         A token that stands for the same spec gives the job that is there. Those that stand for another spec
-        raise one `SubmitConflict` (a `TokenConflict`) after everything else was submitted; its `submitted`
-        holds the other answers. A job whose stored inputs may have been deleted since it was `checked` is not
-        submitted: `InputsGone` names it, and holds the other answers likewise. So does
-        `QuotaExceeded`, where a limit of the owner (jobs waiting, their bytes, submits a second) is reached.
+        raise one `SubmitConflict` (a `TokenConflict`) after everything else was submitted. A job whose stored
+        inputs may have been deleted since it was `checked` raises `InputsGone`, and a limit of the owner
+        (jobs waiting, their bytes, submits a second) that is reached `QuotaExceeded`. Each of them is a
+        `PartlySubmitted`: it holds the answers of the jobs that were submitted, and the ids of all others.
         """
         found = wire.Answers()
         for chunk in wire.chunks(items, _PIPELINE):
@@ -157,8 +157,9 @@ class Ledger:
     def cancel(self, job_id: str) -> Released:
         """Stop a job: a queued one is `cancelled` at once, a running one `cancelling` until confirmed.
 
-        A job that has ended stays as it is. A job whose result is committed before its worker sees the cancel
-        ends `done`. `state` is None where there is no record.
+        A job that has ended stays as it is, and so does one whose result is committed and whose picture only
+        waits for its name. A job whose result is committed before its worker sees the cancel ends `done`.
+        `state` is None where there is no record.
         """
         cancelled = self.cancel_all([job_id])
         return Released(cancelled.states[job_id], cancelled.wakeups)

@@ -3,7 +3,6 @@
 Times are Unix seconds by the clock of Redis; `_s` are seconds.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,8 +11,9 @@ from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from overpaint_shared.errors import InputError, LimitReached, TokenConflict
+from overpaint_shared.errors import InputError, LimitReached, OverpaintError, TokenConflict
 from overpaint_shared.ledger.states import JobState
+from overpaint_shared.ledger.tolerance import json_object
 
 LONGEST_DEADLINE_S: Final = 2_592_000
 JOB_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
@@ -98,34 +98,36 @@ class Submitted:
     wakeups: tuple[Wakeup, ...]
 
 
-class QuotaExceeded(LimitReached):
-    """The owner has reached a limit, so some of the submissions were refused; the others were submitted."""
+class PartlySubmitted(OverpaintError):
+    """Some of the submissions were not taken; the others were submitted."""
 
-    code = "quota_exceeded"
+    code = "partly_submitted"
     submitted: tuple[Submitted, ...] = ()
-    """The answers of those that were; their wake-ups are due."""
+    """The answers of those that were, in order; their wake-ups are due."""
     refused: frozenset[str] = frozenset()
     """The ids of those that were not."""
+
+
+class QuotaExceeded(LimitReached, PartlySubmitted):
+    """The owner has reached a limit."""
+
+    code = "quota_exceeded"
     wait_s: float = 0.0
     """Seconds after which another submit is allowed; 0: when a job has left the queue."""
 
 
-class SubmitConflict(TokenConflict):
-    """Some of the submissions had tokens (or ids) that stand for other specs; the others were submitted."""
+class SubmitConflict(TokenConflict, PartlySubmitted):
+    """Some of the submissions have tokens (or ids) that stand for other specs."""
 
     code = "submit_conflict"
-    submitted: tuple[Submitted, ...] = ()
-    """The answers of those that were; their wake-ups are due."""
 
 
-class InputsGone(InputError):
-    """Inputs of some submissions may have been deleted since they were seen; the others were submitted."""
+class InputsGone(InputError, PartlySubmitted):
+    """Inputs of some submissions may have been deleted since they were seen."""
 
     code = "inputs_gone"
-    submitted: tuple[Submitted, ...] = ()
-    """The answers of those that were, in order; their wake-ups are due."""
     gone: Mapping[str, frozenset[str]] = MappingProxyType({})
-    """Id of a job that was not submitted -> SHA-256 of its inputs to look for."""
+    """Id of a job -> SHA-256 of its inputs to look for. Others may be refused for another reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,16 +311,17 @@ class JobRecord:
     """Workers that cannot render it."""
     deadline: float | None = None
     """When it fails unless it has ended."""
+    naming: bool = False
+    """Its result is committed and cannot be cancelled; it is done when its picture has its name."""
     spec_json: str | None = None
     """None in listings."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, for `--json`."""
-        spec = json.loads(self.spec_json) if self.spec_json else None
+        """Plain JSON values, for `--json`. A spec that cannot be read is null."""
         plain = asdict(self) | {
             "features": sorted(self.features),
             "excluded": sorted(self.excluded),
-            "spec": spec,
+            "spec": json_object(self.spec_json),
         }
         del plain["spec_json"]
         return plain

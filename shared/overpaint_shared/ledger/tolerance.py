@@ -5,10 +5,12 @@ What cannot be used reads as None, so that it costs nobody else an answer; the r
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 from redis.exceptions import ResponseError
+
+_DEEPEST: Final = 100
 
 
 def is_wrong_type(error: object) -> bool:
@@ -45,9 +47,25 @@ def number(text: str | None) -> float | None:
 
 
 def json_object(text: str | None) -> Mapping[str, Any] | None:
-    """The JSON object that a text holds."""
+    """The JSON object that a text holds, if it is nested no deeper than any of ours."""
     try:
         value = json.loads(text or "")
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and _is_shallow(value) else None
+
+
+def _is_shallow(value: object) -> bool:
+    """Whether a JSON value can be copied and written without too deep a recursion."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [inner for each in level for inner in _inside(each)]
+        if not level:
+            return True
+    return False
+
+
+def _inside(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()

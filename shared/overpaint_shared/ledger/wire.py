@@ -1,7 +1,7 @@
 """How values of `records.py` travel to and from the Lua scripts."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -10,6 +10,7 @@ from overpaint_shared.ledger.inputs import named_in
 from overpaint_shared.ledger.records import (
     Claim,
     InputsGone,
+    PartlySubmitted,
     QuotaExceeded,
     Submission,
     SubmitConflict,
@@ -101,6 +102,31 @@ def picture_name(spec_json: str | None) -> str:
     return key if isinstance(key, str) else ""
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The limit that one more job would break."""
+
+    owner: str
+    size: int
+    """Bytes of the job's spec."""
+    limit: str
+    allowed: int
+    used: int
+    wait_s: float
+
+    @classmethod
+    def of(cls, item: Submission, said: Sequence[Any]) -> "Refusal":
+        """What `submit.lua` says."""
+        limit, allowed, used, wait_s = said
+        size = len(item.spec_json.encode())
+        return cls(item.owner, size, limit, int(float(allowed)), int(float(used)), float(wait_s))
+
+    @property
+    def for_ever(self) -> bool:
+        """Whether the job alone breaks the limit, so that waiting does not help."""
+        return self.limit == "max_spec_bytes" and self.size > self.allowed
+
+
 @dataclass(slots=True)
 class Answers:
     """What the ledger said to submissions."""
@@ -108,9 +134,7 @@ class Answers:
     done: list[Submitted] = field(default_factory=list)
     conflicts: list[Submission] = field(default_factory=list)
     gone: dict[str, frozenset[str]] = field(default_factory=dict)
-    refused: dict[str, Sequence[str]] = field(default_factory=dict)
-    owner: str = ""
-    """Whose limit was reached."""
+    refused: dict[str, Refusal] = field(default_factory=dict)
 
     @classmethod
     def of(cls, items: Sequence[Submission], replies: Sequence[Sequence[Any]]) -> "Answers":
@@ -122,7 +146,7 @@ class Answers:
             elif said == "gone":
                 found.gone[item.id] = frozenset(more)
             elif said == "refused":
-                found.refused[item.id], found.owner = more, item.owner
+                found.refused[item.id] = Refusal.of(item, more)
             else:
                 found.done.append(Submitted(job_id, said == "created", wakeups(more)))
         return found
@@ -133,7 +157,6 @@ class Answers:
         self.conflicts += later.conflicts
         self.gone |= later.gone
         self.refused |= later.refused
-        self.owner = later.owner or self.owner
 
     @property
     def result(self) -> str:
@@ -144,13 +167,18 @@ class Answers:
 
     def submitted(self) -> list[Submitted]:
         """The answers, if none was refused; else the error that tells which."""
+        if (error := self._error()) is None:
+            return self.done
+        error.submitted = tuple(self.done)
+        error.refused = frozenset({item.id for item in self.conflicts} | {*self.gone} | {*self.refused})
+        raise error
+
+    def _error(self) -> PartlySubmitted | None:
         if self.conflicts:
-            raise conflict(self.conflicts, self.done)
+            return conflict(self.conflicts)
         if self.gone:
-            raise gone(self.gone, self.done, self.refused)
-        if self.refused:
-            raise exceeded(self.refused, self.owner, self.done)
-        return self.done
+            return gone(self.gone)
+        return exceeded([*self.refused.values()][-1]) if self.refused else None
 
 
 def wakeups(flat: Sequence[Any]) -> tuple[Wakeup, ...]:
@@ -165,7 +193,7 @@ def wakeups(flat: Sequence[Any]) -> tuple[Wakeup, ...]:
 def claim(reply: Sequence[Any]) -> Claim:
     """The answer of `claim.lua`."""
     if reply[0] != "ok":
-        return Claim(reply[0])
+        return Claim(reply[0], wakeups=wakeups(reply[1] if len(reply) > 1 else ()))
     verdict, token, attempt, spec, owner, crashes, due, waited, suspect = reply
     waited_s = float(waited) if waited else None
     return Claim(
@@ -173,26 +201,19 @@ def claim(reply: Sequence[Any]) -> Claim:
     )
 
 
-def conflict(items: Sequence[Submission], done: Sequence[Submitted]) -> SubmitConflict:
+def conflict(items: Sequence[Submission]) -> SubmitConflict:
     """The error for `items`, whose tokens stand for other specs."""
     tokens = ", ".join(str(item.token or item.id) for item in items[:5]) + (", ..." if len(items) > 5 else "")
-    error = SubmitConflict(
+    return SubmitConflict(
         f"already used for a job with another spec: {tokens}",
         field="token",
         value=items[0].token or items[0].id,
         fix="choose a new token, or submit the spec that the token was first used with",
     )
-    error.submitted = tuple(done)
-    return error
 
 
-def gone(
-    items: Mapping[str, frozenset[str]], done: Sequence[Submitted], refused: Collection[str] = ()
-) -> InputsGone:
-    """The error for jobs whose inputs may have been deleted. `items`: job id -> SHA-256 of those inputs.
-
-    `refused` are jobs for which a limit left no room; they have to be submitted again just as well.
-    """
+def gone(items: Mapping[str, frozenset[str]]) -> InputsGone:
+    """The error for jobs whose inputs may have been deleted. `items`: job id -> SHA-256 of those inputs."""
     first = min(min(each) for each in items.values())
     error = InputsGone(
         f"the stored picture sha256:{first} is being deleted, or was deleted since it was looked for",
@@ -200,21 +221,18 @@ def gone(
         value=f"sha256:{first}",
         fix="look for the picture again, store it if it is not there, and submit again",
     )
-    error.submitted = tuple(done)
-    error.gone = dict.fromkeys(refused, frozenset[str]()) | dict(items)
+    error.gone = items
     return error
 
 
-def exceeded(refused: Mapping[str, Sequence[str]], owner: str, done: Sequence[Submitted]) -> QuotaExceeded:
-    """The error for jobs that were not taken: job id -> what `submit.lua` says of the limit."""
-    limit, allowed, used, wait_s = list(refused.values())[-1]
-    error = QuotaExceeded(
-        _BROKEN[limit].format(owner=owner, allowed=int(float(allowed)), used=int(float(used))),
-        field=limit,
-        value=int(float(used)),
-        fix=_LATER[limit],
-    )
-    error.submitted, error.refused, error.wait_s = tuple(done), frozenset(refused), float(wait_s)
+def exceeded(refusal: Refusal) -> QuotaExceeded:
+    """The error for jobs that were not taken because of a limit."""
+    if refusal.for_ever:
+        message, value, fix = _TOO_LARGE, refusal.size, _SMALLER
+    else:
+        message, value, fix = _BROKEN[refusal.limit], refusal.used, _LATER[refusal.limit]
+    error = QuotaExceeded(message.format_map(asdict(refusal)), field=refusal.limit, value=value, fix=fix)
+    error.wait_s = refusal.wait_s
     return error
 
 
@@ -225,3 +243,7 @@ _BROKEN: Final = {
 }
 _WAIT: Final = "try again when some of them have started, or ask the operator to raise it: overpaint quota"
 _LATER: Final = {"max_queued": _WAIT, "max_spec_bytes": _WAIT, "submits_per_s": "try again in a moment"}
+_TOO_LARGE: Final = (
+    "this job alone has {size} bytes, more than the {allowed} that the waiting jobs of owner {owner} may have"
+)
+_SMALLER: Final = "make it smaller, or ask the operator to raise the limit: overpaint quota"

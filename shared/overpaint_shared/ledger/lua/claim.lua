@@ -1,4 +1,4 @@
--- Gives a queued job to a worker: -> {ok, token, attempt, spec, owner, crashes, wake-ups, waited, suspect}, or {verdict}
+-- Gives a queued job to a worker: -> {ok, token, attempt, spec, owner, crashes, wake-ups, waited, suspect}, or {verdict, wake-ups}
 local id, worker, asked, lease_s, window, keep_s, features, models = unpack(ARGV)
 work_when_full()
 local at, out, waited = clock(), {}, ''
@@ -20,7 +20,8 @@ local function offers(list, name) return list == '' or string.find(list, ',' .. 
 
 if is_late(job, at) then  -- the reaper is about to say so
   miss_deadline(job, at, keep_s)
-  return {'skip'}
+  top_up(lane_of(job), window, at, out)
+  return {'skip', out}
 end
 if not offers(models, job.model) then return {'skip'} end  -- a stray message; the job has one of its own
 local able = not string.find(',' .. (job.excluded or '') .. ',', ',' .. worker .. ',', 1, true)
@@ -37,7 +38,8 @@ if not call('GET', 'op:spec:' .. id) then  -- somebody's DEL: nobody can render 
   set(job, 'error', cjson.encode({code = 'damaged_record', message = 'the spec of job ' .. id .. ' is no longer in Redis',
     fix = 'submit it anew'}))
   move(job, 'failed', at, keep_s)
-  return {'skip'}
+  top_up(lane_of(job), window, at, out)
+  return {'skip', out}
 end
 
 local queued = call('ZSCORE', 'op:queued:' .. job.model, id)
