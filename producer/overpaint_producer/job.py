@@ -59,7 +59,10 @@ class Job:
         return self.status()
 
     def cancel(self) -> JobState:
-        """Ask it to stop: `cancelled` at once if it waits, else `cancelling` until its worker has stopped."""
+        """Ask it to stop: `cancelled` at once if it waits, else `cancelling` until its worker has stopped.
+
+        `running` where its result is committed already: it will be done.
+        """
         released = self._farm.ledger.cancel(self.id)
         if released.state is None:
             return self.status().state  # raises UnknownJob

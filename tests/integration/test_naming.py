@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
 
 from overpaint_shared.ledger import Done, JobState
 from overpaint_shared.store import Store
@@ -142,10 +143,37 @@ def test_a_job_that_has_ended_is_not_named_again(farm: TestFarm) -> None:
     assert shown(farm) == b"another"
 
 
-def test_a_cancel_of_a_job_that_is_committed_comes_too_late(farm: TestFarm) -> None:
+def test_a_cancel_of_a_job_that_is_committed_comes_too_late_and_is_told(farm: TestFarm) -> None:
+    """However long S3 hangs, the job is not shown as if it were about to be cancelled."""
     picture = committed(farm)
-    assert farm.ledger.cancel(picture.job).state is JobState.CANCELLING
+    assert farm.ledger.cancel(picture.job).state is JobState.RUNNING
+    assert farm.job(picture.job).naming
+    (line,) = farm.ledger.audit(action="cancel").lines
+    assert line.changed == 0
     picture.write(farm.store, farm.ledger)
     record = farm.job(picture.job)
     assert farm.ledger.finish(picture.job, record.token, Done(record.result or {})).accepted
     assert farm.job(picture.job).state is DONE
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        "no JSON",
+        "{}",
+        '{"files": {"image.png": 1}, "key": "named/default/a"}',
+        '{"files": {"image.png": "results/x/1/image.png"}, "key": "named/default/../a"}',
+    ],
+)
+def test_a_committed_job_whose_result_is_damaged_fails_and_does_not_wait_for_ever(
+    result: str, farm: TestFarm, redis_client: redis.Redis
+) -> None:
+    job_id = committed(farm).job
+    redis_client.hset(f"op:job:{job_id}", "result", result)
+    finished = complete(farm.store, farm.ledger, job_id)
+    assert finished is not None
+    assert finished.accepted
+    record = farm.job(job_id)
+    assert record.state is JobState.FAILED
+    assert (record.error or {})["code"] == "damaged_record"
+    assert complete(farm.store, farm.ledger, job_id) is None

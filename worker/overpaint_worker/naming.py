@@ -7,13 +7,13 @@ whose reaper finds that this one is gone.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
-from overpaint_shared.errors import StoreError
-from overpaint_shared.ledger import LEASED, Done, Failed, Finished, JobRecord, Ledger, Outcome
+from overpaint_shared.errors import DamagedRecord, StoreError
+from overpaint_shared.ledger import Done, Failed, Finished, JobRecord, Ledger, Outcome
 from overpaint_shared.store import Store
 from overpaint_shared.store_errors import is_final
-from overpaint_shared.store_keys import name_of
+from overpaint_shared.store_keys import name_of, named_key
 
 CONTENT_TYPES: Final[Mapping[str, str]] = {
     "png": "image/png",
@@ -69,9 +69,9 @@ def read(store: Store, record: JobRecord) -> Named | None:
     """The picture of a committed job, out of the store; None where its result names none."""
     result: Mapping[str, Any] = record.result or {}
     found, key = result.get("files"), result.get("key")
-    files: Mapping[str, str] = found if isinstance(found, dict) else {}
+    files: Mapping[str, Any] = found if isinstance(found, dict) else {}
     picture = next((name for name in files if name.startswith(PICTURE)), None)
-    if picture is None or not isinstance(key, str):
+    if picture is None or not isinstance(files[picture], str) or not _is_name(key, record.owner):
         return None
     data = store.get(files[picture], MAX_PICTURE_BYTES)
     return Named(record.id, record.owner, name_of(key, record.owner), content_type(picture), data)
@@ -80,15 +80,39 @@ def read(store: Store, record: JobRecord) -> Named | None:
 def complete(store: Store, ledger: Ledger, job_id: str) -> Finished | None:
     """Finish a committed job whose worker was lost; None if there is nothing left to do."""
     record = ledger.job(job_id)
-    if record is None or record.result is None or record.state not in LEASED:
+    if record is None or not record.naming:
         return None
-    outcome: Outcome = Done(record.result)
+    return ledger.finish(job_id, record.token, _written(store, ledger, record))
+
+
+def _written(store: Store, ledger: Ledger, record: JobRecord) -> Outcome:
+    """How a committed job ends, its picture written."""
     try:
         picture = read(store, record)
-        if picture is not None:
-            picture.write(store, ledger)
+        if picture is None:
+            raise _unreadable(record)
+        picture.write(store, ledger)
     except StoreError as error:
         if not is_final(error):
             raise
-        outcome = Failed(error.to_json())
-    return ledger.finish(job_id, record.token, outcome)
+        return Failed(error.to_json())
+    except DamagedRecord as error:
+        return Failed(error.to_json())
+    return Done(record.result or {})
+
+
+def _unreadable(record: JobRecord) -> DamagedRecord:
+    return DamagedRecord(
+        f"the result of job {record.id} in its record names no picture",
+        field="job",
+        value=record.id,
+        fix="replay the job",
+    )
+
+
+def _is_name(key: object, owner: str) -> TypeGuard[str]:
+    """Whether a picture can be stored under the key."""
+    try:
+        return isinstance(key, str) and named_key(owner, name_of(key, owner)) == key
+    except ValueError:
+        return False

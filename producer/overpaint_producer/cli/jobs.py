@@ -184,7 +184,8 @@ def _moment(seconds: float) -> str:
 def cancel(context: Context, *, ids: tuple[str, ...], group: str | None, as_json: bool) -> None:
     """Stop jobs, waiting or running.
 
-    A job that has ended stays as it is. Prints each job's state now.
+    A job that has ended stays as it is, and so does one whose result is committed already. Prints each job's
+    state now.
     """
     with context.farm() as farm:
         names = chosen(farm, ids, group)
@@ -194,6 +195,8 @@ def cancel(context: Context, *, ids: tuple[str, ...], group: str | None, as_json
                 emit({"id": name, "state": state})
             else:
                 tell(f"{name} {state}")
+            if state == "running":
+                say(f"overpaint: job {name} cannot be stopped any more: its result is committed")
         for name in names:
             if name not in states:
                 farm.job(name)  # which raises that there is none

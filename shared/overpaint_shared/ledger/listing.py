@@ -188,6 +188,7 @@ def _record(job_id: str, fields: Fields, spec_json: str | None) -> JobRecord:
         fault=fields.get("fault"),
         excluded=_names(fields.get("excluded")),
         deadline=_seconds(fields.get("deadline")),
+        naming=bool(fields.get("naming")),
         spec_json=spec_json,
     )
 

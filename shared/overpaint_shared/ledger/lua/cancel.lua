@@ -10,15 +10,16 @@ for i = 6, 5 + count do free[ARGV[i]] = true end
 for i = 6 + count, #ARGV do
   local job = load(ARGV[i])
   ids[#ids + 1] = ARGV[i]
+  local runs = job and job.state == 'running' and not job.naming  -- a committed job cannot be stopped any more
   if job then
     line.result = 'ok'
     about(line, job)
-    if job.state == 'queued' or job.state == 'running' then line.changed = line.changed + 1 end
+    if job.state == 'queued' or runs then line.changed = line.changed + 1 end
   end
   if job and job.state == 'queued' then
     free[lane_of(job)] = true
     move(job, 'cancelled', at, keep_s)
-  elseif job and job.state == 'running' then
+  elseif runs then
     move(job, 'cancelling', at)
   end
   states[#states + 1] = job and job.state or ''
