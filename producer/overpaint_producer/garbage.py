@@ -2,15 +2,18 @@
 names.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from overpaint_shared.errors import StoreDenied
-from overpaint_shared.ledger import InputCollector, JobRecord, JobState, Ledger
+from overpaint_shared.errors import DamagedRecord, LedgerDamaged, OverpaintError, StoreDenied
+from overpaint_shared.ledger import InputCollector, JobState, Ledger
 from overpaint_shared.ledger.inputs import SIGNED_S
 from overpaint_shared.store import Store, StoredAttempt, StoredInput
+
+log = logging.getLogger(__name__)
 
 MIN_AGE = timedelta(hours=24)
 """Younger objects may belong to a submit or an attempt that is under way. At least twice
@@ -43,12 +46,10 @@ def find(
     """
     before, collector = datetime.now(UTC) - min_age, ledger.input_collector()
     for attempt in store.attempts():
-        if attempt.modified < before and (
-            why := _useless(attempt, ledger.job(attempt.job_id), expired_results)
-        ):
+        if attempt.modified < before and (why := _useless(attempt, ledger, expired_results)):
             yield Garbage(attempt, why, collector)
     for stored in store.inputs():
-        if stored.modified < before and not collector.names(stored.owner, stored.sha256):
+        if stored.modified < before and not _is_named(stored, collector):
             yield Garbage(stored, "no record names it", collector)
 
 
@@ -74,6 +75,7 @@ def _delete_input(store: Store, collector: InputCollector, item: StoredInput) ->
     try:
         done = store.delete_input(owner, sha256, unmodified_since=item.modified, signed=signed)
     except StoreDenied:
+        collector.deleted(owner, sha256, ends)
         if time.monotonic() - began < SIGNED_S:
             raise
         return False  # this process was stopped in between, and the signature has expired
@@ -81,8 +83,26 @@ def _delete_input(store: Store, collector: InputCollector, item: StoredInput) ->
     return done
 
 
-def _useless(attempt: StoredAttempt, record: JobRecord | None, expired_results: bool) -> str | None:
-    """Why an attempt's objects may go, None if they must stay."""
+def _is_named(stored: StoredInput, collector: InputCollector) -> bool:
+    """Whether a record names the input, or may do so since the index of its owner's records is damaged."""
+    try:
+        return collector.names(stored.owner, stored.sha256)
+    except LedgerDamaged as error:
+        _passed_over(error)
+        return True
+
+
+def _passed_over(error: OverpaintError) -> None:
+    log.warning("something is passed over: %s", error, extra={"action": "gc.passed_over"})
+
+
+def _useless(attempt: StoredAttempt, ledger: Ledger, expired_results: bool) -> str | None:
+    """Why an attempt's objects may go, None if they must stay. A record that cannot be read keeps them."""
+    try:
+        record = ledger.job(attempt.job_id)
+    except (DamagedRecord, LedgerDamaged) as error:
+        _passed_over(error)
+        return None
     if record is None:
         return "its record has expired" if expired_results else None
     if record.token != attempt.token:

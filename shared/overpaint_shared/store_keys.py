@@ -11,6 +11,7 @@ INPUTS = "inputs/"
 RESULTS = "results/"
 NAMED = "named/"
 SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,127}")
+TOKEN = re.compile(r"[1-9][0-9]{0,18}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -71,5 +72,7 @@ def input_of(key: str) -> tuple[str, str] | None:
 
 def attempt_of(key: str) -> tuple[str, int] | None:
     """(job, token) of a result's key, None for any other key."""
-    parts = key.removeprefix(RESULTS).split("/")
-    return (parts[0], int(parts[1])) if len(parts) >= 3 and parts[1].isdecimal() else None
+    job_id, *rest = key.removeprefix(RESULTS).split("/")
+    if len(rest) < 2 or not SEGMENT.fullmatch(job_id) or not TOKEN.fullmatch(rest[0]):
+        return None
+    return job_id, int(rest[0])

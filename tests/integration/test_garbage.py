@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import redis
 
 from overpaint_producer import garbage, submitting
 from overpaint_producer.client import Farm
 from overpaint_shared.errors import InputError, StoreMissing
-from overpaint_shared.ledger import InputsGone, JobState, Ledger, Submission
+from overpaint_shared.ledger import Failed, InputsGone, JobState, Ledger, Submission
 from overpaint_shared.ledger import inputs as inputs_module
 from overpaint_shared.settings import Settings
 from overpaint_shared.store import StoredInput
@@ -197,6 +198,58 @@ def test_a_deletion_that_comes_late_is_refused_by_the_store(
     between(monkeypatch, type(found.collector), "condemn", lambda: threading.Event().wait(2.1))
     assert not garbage.delete(farm.store, found)
     assert farm.store.has_input("default", sha256)
+    monkeypatch.setattr(submitting, "LOOK_AGAIN_S", (0.02, 0.02))
+    assert input_of(farm, farm.submit(named(sha256)).id), "the deletion has ended, so the picture can be used"
+
+
+def test_a_collector_gives_up_on_an_owner_who_submits_faster_than_it_reads(
+    farm: Farm, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unneeded = farm.store.put_input("default", picture())
+    (found,) = garbage.find(farm.ledger, farm.store, min_age=AT_ONCE)
+    monkeypatch.setattr(inputs_module, "_UNREAD", 5)
+    monkeypatch.setattr(inputs_module, "_OVERLAP_S", 600.0)  # as if all were submitted in this second
+    farm.submit_many([named(farm.store.put_input("default", picture()))] * 6)
+    assert not garbage.delete(farm.store, found)
+    assert farm.store.has_input("default", unneeded)
+
+
+def test_a_damaged_record_keeps_its_files_and_the_collector_goes_on(
+    farm: Farm, hand: Hand, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = farm.store.put_input("default", picture())
+    odd, typeless, failed = farm.submit_many([named(kept)] * 3)
+    for each in (odd, typeless, failed):
+        token = hand.claim(each.id).token
+        farm.store.put_result(each.id, token, "image.png", b"x", "image/png")
+    assert farm.ledger.finish(failed.id, token, Failed({"code": "job"})).accepted
+    redis_client.hset(f"op:job:{odd.id}", "created", "never")
+    redis_client.delete(f"op:job:{typeless.id}")
+    redis_client.set(f"op:job:{typeless.id}", "no hash")
+    unneeded = farm.store.put_input("default", picture())
+    assert set(collect(farm)) == {f"results/{failed.id}/{token}/", f"inputs/default/{unneeded}"}
+    told = [record.message for record in caplog.records if "passed over" in record.message]
+    assert len(told) == 2
+    assert all(each.id in " ".join(told) for each in (odd, typeless))
+
+
+def test_a_damaged_index_of_one_owner_keeps_all_their_inputs_and_no_others(
+    farm: Farm, hand: Hand, redis_client: redis.Redis
+) -> None:
+    for _ in range(2):
+        farm.store.put_input("ann", picture())
+    redis_client.set("op:owner:ann", "no index")
+    unneeded = farm.store.put_input("default", picture())
+    assert collect(farm) == [f"inputs/default/{unneeded}"]
+
+
+def test_files_of_strangers_in_the_bucket_do_not_stop_the_collector(farm: Farm) -> None:
+    strange = ["results/a b/1/x", "results/job/01/x", "results/job/\u0661/x", "results/job/0/x", "results/x"]
+    for key in strange:
+        farm.store._s3.put_object(Bucket=farm.store.settings.bucket, Key=key, Body=b"x")
+    farm.store.put_result("job", 1, "image.png", b"x", "image/png")
+    found = garbage.find(farm.ledger, farm.store, min_age=AT_ONCE, expired_results=True)
+    assert [each.name for each in found if garbage.delete(farm.store, each)] == ["results/job/1/"]
 
 
 def test_a_producer_that_looked_long_ago_must_look_again(farm: Farm, hand: Hand) -> None:

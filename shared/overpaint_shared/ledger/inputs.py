@@ -22,22 +22,26 @@ run CONDEMNED_S - SIGNED_S behind the collector's.
 """
 
 import re
+import time
 from collections.abc import Iterator
 from typing import Any, Final, Literal
 
 from overpaint_shared.ledger import listing
 from overpaint_shared.ledger.faults import typed_errors
 from overpaint_shared.ledger.scripts import CONDEMNED_S, Scripts
+from overpaint_shared.ledger.tolerance import answers
 
 SIGNED_S: Final = CONDEMNED_S // 6
 """How long a signed deletion is accepted."""
 _REFERENCE: Final = re.compile(r"sha256:([0-9a-f]{64})")
 _PAGE: Final = 500  # records read at a time
 _UNREAD: Final = 50  # records that `condemn.lua` reads itself
+_ROUNDS: Final = 5  # of reading and asking `condemn.lua`
 _OVERLAP_S: Final = 1.0  # the clock of Redis may be set back a little
+_PAUSE_S: Final = 0.3  # all rounds together outlast _OVERLAP_S, so that a burst of submits is behind them
 
 Client = Any  # as in listing.py
-Verdict = Literal["condemned", "taken", "named"]
+Verdict = Literal["condemned", "taken", "named", "unread"]
 
 
 def named_in(spec_json: str) -> frozenset[str]:
@@ -65,16 +69,20 @@ class InputCollector:
     def condemn(self, owner: str, sha256: str) -> tuple[Verdict, float]:
         """Condemn an input; (verdict, end of its deletion). Only `condemned` allows to delete it.
 
-        `taken`: another collector deletes it. `named`: a record names it.
+        `taken`: another collector deletes it. `named`: a record names it. `unread`: the owner submits so fast
+        that a record may name it which was not read; a later collector may read more.
         """
-        while not self.names(owner, sha256):
+        for _ in range(_ROUNDS):
+            if self.names(owner, sha256):
+                return "named", 0.0
             since = self._since[owner] - _OVERLAP_S
             with typed_errors(self._where):
                 verdict, ends = self._scripts.run("condemn", owner, sha256, since, _UNREAD)
                 if verdict != "unread":
                     return verdict, float(ends or 0)
+                time.sleep(_PAUSE_S)
                 self._read(owner)
-        return "named", 0.0
+        return "unread", 0.0
 
     def deleted(self, owner: str, sha256: str, ends: float) -> None:
         """Tell that the deletion which was to end at `ends` has ended."""
@@ -83,13 +91,13 @@ class InputCollector:
 
     def _read(self, owner: str) -> None:
         """Read the records that were made since the last call."""
-        since = self._since.get(owner)
-        self._since[owner] = listing.clock(self._client)
+        since, now = self._since.get(owner), listing.clock(self._client)
         named = self._named.setdefault(owner, set())
         start = "-inf" if since is None else since - _OVERLAP_S
         for ids in _made_since(self._client, owner, start):
             for spec in _specs(self._client, ids):
                 named |= named_in(spec)
+        self._since[owner] = now  # only after all were read: what is not known to be named may be deleted
 
 
 def _made_since(client: Client, owner: str, start: float | str) -> Iterator[list[str]]:
@@ -111,4 +119,4 @@ def _specs(client: Client, ids: list[str]) -> list[str]:
     with client.pipeline(transaction=False) as pipe:
         for job_id in ids:
             pipe.get(f"op:spec:{job_id}")
-        return [spec for spec in pipe.execute(raise_on_error=False) if isinstance(spec, str)]
+        return [spec for spec in answers(pipe) if isinstance(spec, str)]
