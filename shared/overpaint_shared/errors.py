@@ -17,6 +17,7 @@ OverpaintError
 ├── MissingExtraError     exit 2   the command needs an extra that is not installed
 ├── ServiceError          exit 3   Redis or the S3 store
 │   ├── LedgerUnreachable
+│   │   └── LedgerDenied
 │   ├── LedgerFull
 │   ├── LedgerDamaged              a key of the ledger holds something else
 │   └── StoreError

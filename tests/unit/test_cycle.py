@@ -11,7 +11,7 @@ from overpaint_worker import node, transport
 from overpaint_worker.cycle import Intake, ModelCycle
 from overpaint_worker.keeper import Attempt
 from overpaint_worker.options import WorkerOptions
-from overpaint_worker.storage import STORE, Storage
+from overpaint_worker.storage import Storage
 from tests.waiting import wait_until
 
 QUEUES = ["m.a", "m.b", "host.celery.pidbox"]
@@ -184,9 +184,9 @@ def test_a_worker_takes_jobs_again_though_s3_came_back_while_it_was_said_to_be_a
         raise StoreUnreachable("S3 does not answer")
 
     def back() -> None:
-        world.storage.patiently(lambda: None, 1, Attempt("other", 1), STORE)
+        world.storage.patiently(lambda: None, 1, Attempt("other", 1), "store")
 
     store.between = back
     with pytest.raises(StoreUnreachable):
-        world.storage.patiently(fails, 0, Attempt("j", 1), STORE)
+        world.storage.patiently(fails, 0, Attempt("j", 1), "store")
     wait_until(lambda: not world.intake.closed, 2)

@@ -243,6 +243,18 @@ def test_an_attempt_that_cannot_name_its_committed_picture_deletes_nothing() -> 
     assert (world.deleted, world.released) == ([], [])
 
 
+def test_a_name_that_s3_cannot_write_holds_up_no_other_job_and_is_left_to_a_reaper() -> None:
+    world = named_world(name_errors=[away()] * 100, answers=True, patience=Patience(fetch_s=0.5, store_s=5))
+    changes: list[bool] = []
+    world.storage = Storage(
+        cast("Any", world), world.keeper, lambda: None, lambda: changes.append(world.storage.blocked)
+    )
+    assert world.run() is None
+    assert not any(changes)
+    assert len(world.finished) == 1, "committed"
+    assert (world.deleted, world.released) == ([], [])
+
+
 def test_a_name_that_s3_refuses_for_good_fails_the_job() -> None:
     failed = named_world(name_errors=[StoreError("there is a folder")]).run()
     assert isinstance(failed, Failed)
@@ -320,7 +332,7 @@ def test_a_store_that_stays_away_gives_the_job_back_uncounted() -> None:
 
 
 def test_one_picture_that_s3_cannot_give_holds_up_no_other_job_and_counts() -> None:
-    world = World(fetch_errors=[away()] * 100, answers=True, patience=Patience(fetch_s=0.5))
+    world = World(fetch_errors=[away()] * 100, answers=True, patience=Patience(fetch_s=0.5, store_s=5))
     closed: list[bool] = []
     world.storage = Storage(
         cast("Any", world),

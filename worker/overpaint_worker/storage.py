@@ -3,8 +3,8 @@
 An attempt waits for its calls and looks meanwhile whether it is to end. So a cancel ends it within a second
 though S3 accepts and never answers; the thread that hangs is left to its time-outs, and there are `THREADS`
 of them at most. While S3 is away, or more bytes wait to be written than may, the worker takes no jobs. One
-object that cannot be read is not S3: where a read fails, S3 is asked for something else before it counts as
-away.
+object that cannot be read is not S3: where such a call fails, S3 is asked for something else before it counts
+as away.
 """
 
 import threading
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 import structlog
@@ -30,8 +31,6 @@ SILENT_S: Final = 5.0
 PROBE_S: Final = 2.0
 MAX_HELD_BYTES: Final = 1 << 30
 """Of rendered files that wait to be written."""
-FETCH: Final = "fetch"
-STORE: Final = "store"
 WAITING: Final = "waiting for S3"
 """The stage of an attempt for which S3 is away."""
 
@@ -42,8 +41,22 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-class Unreadable(Exception):
-    """S3 answers, but an object could not be read from it for all the time that there was."""
+class ObjectFails(Exception):
+    """S3 answers, but for one object it has failed for as long as that was tried."""
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """For whom a call is made."""
+
+    attempt: Attempt
+    stop_on_cancel: bool
+    one_object: bool
+    """The call is about an object that may be at fault itself."""
+
+    def check(self) -> None:
+        """Raise Stopped if the attempt is to end."""
+        check(self.attempt, stop_on_cancel=self.stop_on_cancel)
 
 
 class Teller(Protocol):
@@ -109,9 +122,13 @@ class Storage:
         stage: str,
         *,
         stop_on_cancel: bool = True,
+        object_s: float | None = None,
     ) -> T:
         """As `all`, of one call."""
-        return self.all({"": call}, within_s, attempt, stage, stop_on_cancel=stop_on_cancel)[""]
+        found = self.all(
+            {"": call}, within_s, attempt, stage, stop_on_cancel=stop_on_cancel, object_s=object_s
+        )
+        return found[""]
 
     def all(
         self,
@@ -121,25 +138,33 @@ class Storage:
         stage: str,
         *,
         stop_on_cancel: bool = True,
+        object_s: float | None = None,
     ) -> dict[str, T]:
         """Make calls side by side, and those that fail because S3 is away again; their answers by name.
 
         `stage` is what the attempt does when S3 answers. Raises Stopped as soon as the attempt is to end, and
-        a StoreError that trying again does not mend, or of the last try after `within_s`; Unreadable instead
-        of that where S3 answers a fetch. No call is begun while another of the last round runs.
+        a StoreError that trying again does not mend, or of the last try after `within_s`. No call is begun
+        while another of the last round runs.
+
+        `object_s`: the calls are about objects that were there before. If they fail after that time though
+        S3 answers other questions, raises ObjectFails. Without, any failure means that S3 is away.
         """
-        end, seconds, done = time.monotonic() + within_s, FIRST_PAUSE_S, dict[str, T]()
+        began, seconds, done = time.monotonic(), FIRST_PAUSE_S, dict[str, T]()
+        end = began + within_s
+        asker = _Asker(attempt, stop_on_cancel, object_s is not None)
         with self._asking():
             while True:
-                check(attempt, stop_on_cancel=stop_on_cancel)
+                asker.check()
                 left = {name: call for name, call in calls.items() if name not in done}
-                error = self._round(left, done, end, attempt, stage, stop_on_cancel)
+                error = self._round(left, done, end, asker)
                 if error is None:
                     self._is_back(attempt, stage)
                     return done
-                answers = self._failed(error, attempt, stage, stop_on_cancel)
+                at_fault = self._failed(error, asker)
+                if at_fault and time.monotonic() + seconds > began + (object_s or 0):
+                    raise ObjectFails(str(error))
                 if time.monotonic() + seconds > end:
-                    raise Unreadable(str(error)) if answers else error
+                    raise error
                 self._retried()
                 log.info("service away, trying again", action="service.retry", error=str(error), in_s=seconds)
                 pause(seconds, attempt, stop_on_cancel=stop_on_cancel)
@@ -151,17 +176,17 @@ class Storage:
             if name in self._later:
                 return
             self._later.add(name)
-        future = self._later_threads.submit(call)
-        future.add_done_callback(lambda _: self._later.discard(name))
+        self._later_threads.submit(self._made, name, call)
 
-    def _round(  # noqa: PLR0917  # each is one thing of `all`
-        self,
-        calls: Mapping[str, Callable[[], T]],
-        done: dict[str, T],
-        end: float,
-        attempt: Attempt,
-        stage: str,
-        stop_on_cancel: bool,
+    def _made(self, name: Hashable, call: Callable[[], object]) -> None:
+        try:
+            call()
+        finally:
+            with self._lock:
+                self._later.discard(name)
+
+    def _round(
+        self, calls: Mapping[str, Callable[[], T]], done: dict[str, T], end: float, asker: _Asker
     ) -> ServiceError | None:
         """One try of each call; the error of one that may be tried again, after all have ended."""
         futures = {name: self._threads.submit(call) for name, call in calls.items()}
@@ -169,7 +194,7 @@ class Storage:
         try:
             for name, future in futures.items():
                 try:
-                    done[name] = self._answer(future, end, attempt, stage, stop_on_cancel)
+                    done[name] = self._answer(future, end, asker)
                 except ServiceError as error:
                     if is_final(error):
                         raise
@@ -179,15 +204,13 @@ class Storage:
                 future.cancel()  # what has not begun
         return failed
 
-    def _answer(
-        self, future: "Future[T]", end: float, attempt: Attempt, stage: str, stop_on_cancel: bool
-    ) -> T:
+    def _answer(self, future: "Future[T]", end: float, asker: _Asker) -> T:
         began, told = time.monotonic(), False
         while True:
             wait([future], WAIT_S)
             if future.done():
                 return future.result()
-            check(attempt, stop_on_cancel=stop_on_cancel)
+            asker.check()
             now = time.monotonic()
             if now < min(end, began + SILENT_S) or (told and now < end):
                 continue
@@ -196,23 +219,23 @@ class Storage:
             )
             if now >= end:
                 raise silent
-            self._failed(silent, attempt, stage, stop_on_cancel)
+            self._failed(silent, asker)
             told = True
 
     # Away and back
 
-    def _failed(self, error: ServiceError, attempt: Attempt, stage: str, stop_on_cancel: bool) -> bool:
+    def _failed(self, error: ServiceError, asker: _Asker) -> bool:
         """A call failed. Whether S3 answers all the same, so that the object is at fault."""
         if not isinstance(error, StoreError):  # a call may ask the ledger, too
             return False
-        self._teller.progress(attempt.job, attempt.token, WAITING)
-        if stage == FETCH and not isinstance(error, REFUSED) and self._answers(attempt, stop_on_cancel):
+        self._teller.progress(asker.attempt.job, asker.attempt.token, WAITING)
+        if asker.one_object and not isinstance(error, REFUSED) and self._answers(asker):
             self._is_back()
             return True
         self._is_away(error)
         return False
 
-    def _answers(self, attempt: Attempt, stop_on_cancel: bool) -> bool:
+    def _answers(self, asker: _Asker) -> bool:
         """Whether S3 answers another question. All attempts share one question every `PROBE_S`."""
         with self._lock:
             if self._ping is None or (self._ping.done() and time.monotonic() - self._pinged > PROBE_S):
@@ -220,7 +243,7 @@ class Storage:
             ping, end = self._ping, self._pinged + SILENT_S
         while not ping.done() and time.monotonic() < end:
             wait([ping], WAIT_S)
-            check(attempt, stop_on_cancel=stop_on_cancel)
+            asker.check()
         return ping.done() and ping.exception() is None
 
     def _is_away(self, error: Exception) -> None:

@@ -56,7 +56,9 @@ from overpaint_worker.keeper import Attempt, Keeper
 from overpaint_worker.metrics import COMMIT, Metrics
 from overpaint_worker.naming import PICTURE, Named, content_type
 from overpaint_worker.patience import Patience, Stopped, check, patiently
-from overpaint_worker.storage import FETCH, STORE, Storage, Unreadable
+from overpaint_worker.storage import ObjectFails, Storage
+
+FETCH, STORE = "fetch", "store"
 
 _BLAMED: Mapping[Blame, ReleaseReason] = {
     Blame.GUILTY: ReleaseReason.CRASHED,
@@ -207,7 +209,7 @@ class Renderer:
             if is_final(error):
                 return Failed(error.to_json())
             return GiveBack(ReleaseReason.STOPPED, str(error))
-        except Unreadable as error:
+        except ObjectFails as error:
             return GiveBack(ReleaseReason.FAULT, str(error))
         except Exception as error:
             log.exception("unexpected error", action="job.unexpected")
@@ -222,7 +224,9 @@ class Renderer:
             owner=owner,
             max_bytes=room.limits.max_input_bytes,
             max_job_bytes=room.limits.max_job_bytes,
-            again=lambda call: room.storage.patiently(call, room.patience.fetch_s, attempt, FETCH),
+            again=lambda call: room.storage.patiently(
+                call, room.patience.fetch_s, attempt, FETCH, object_s=room.patience.fetch_s
+            ),
         )
         return inputs.fetch(spec)
 
@@ -294,6 +298,7 @@ class Renderer:
                 attempt,
                 STORE,
                 stop_on_cancel=False,
+                object_s=room.patience.fetch_s,  # after that a reaper goes on, and the slot is free
             )
 
     def _summary(self) -> dict[str, Any]:
@@ -344,7 +349,7 @@ class Renderer:
             finished = self._finish(attempt, outcome)
             if finished.naming:
                 outcome, finished = self._named(attempt, outcome)
-        except (ServiceError, Stopped) as error:
+        except (ServiceError, ObjectFails, Stopped) as error:
             log.error("commit failed", action="job.commit_failed", error=str(error))  # noqa: TRY400
             self._ended("uncommitted")
             return None
