@@ -1,5 +1,7 @@
 """The certificate's figures, against published colours and against counting by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -131,3 +133,33 @@ def test_what_is_far_from_the_mask_is_not_looked_at_and_changes_no_figure(box: t
         edge = np.split(under, [1], axis)[1] != np.split(under, [-1], axis)[0]
         apart += np.linalg.norm(one - other, axis=-1)[edge].tolist()
     assert certificate.seam_contrast(after, mask) == pytest.approx(np.mean(apart), rel=1e-12)
+
+
+def test_what_is_compared_in_bands_is_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = torch.Generator().manual_seed(4)
+    before, after = torch.rand(40, 30, 3, generator=chance), torch.rand(40, 30, 3, generator=chance)
+    mask = (torch.rand(40, 30, generator=chance) > 0.9).float()
+
+    def figures() -> list[float]:
+        shift, seam = certificate.ring_shift(after, before, mask), certificate.seam_contrast(after, mask)
+        assert shift is not None
+        assert seam is not None
+        return [*shift.to_json().values(), round(seam, 4)]
+
+    whole = figures()
+    for pixels in (1, 70, 200):  # a row at a time, two, six
+        monkeypatch.setattr(certificate, "BAND_PIXELS", pixels)
+        assert figures() == whole
+
+
+def test_a_mask_that_is_edges_everywhere_takes_little_memory() -> None:
+    picture = torch.full((1024, 1024, 3), 0.5)
+    mask = (torch.arange(1024)[:, None] + torch.arange(1024)) % 2.0
+    tracemalloc.start()
+    try:
+        certificate.seam_contrast(picture, mask)
+        certificate.ring_shift(picture, picture, mask)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak / 1024**2 < 40

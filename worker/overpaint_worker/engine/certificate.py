@@ -6,6 +6,7 @@ there, Delta E*ab, of which about 2 is just seen.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ from overpaint_worker.engine.deep_png import Samples
 
 RING: Final = 8
 """Pixels, counted as a square, by which the ring reaches out from the mask."""
+BAND_PIXELS: Final = 2**16
+"""So many are compared at once: a pixel takes up to four hundred bytes for that."""
 
 Doubles = NDArray[np.float64]
 Where = NDArray[np.bool_]
@@ -117,20 +120,36 @@ def ring_shift(after: Tensor, before: Tensor, mask: Tensor) -> Shift | None:
     if under.all():
         return None
     ring = (morphology.dilate(under.astype(np.float32), RING, tapered=False) > 0) & ~under
-    moved = lab(after.numpy()[near][ring]) - lab(before.numpy()[near][ring])
-    lightness, a, b = (float(value) for value in moved.mean(axis=0))
-    return Shift(lightness, a, b, float(_length(moved).mean()))
+    one, other = after.numpy()[near], before.numpy()[near]
+    moves, distance = np.zeros(3), 0.0
+    for rows in _bands(ring):
+        moved = lab(one[rows][ring[rows]]) - lab(other[rows][ring[rows]])
+        moves += moved.sum(axis=0)
+        distance += _length(moved).sum()
+    lightness, a, b, mean = (float(value) / int(ring.sum()) for value in (*moves, distance))
+    return Shift(lightness, a, b, mean)
 
 
 def seam_contrast(picture: Tensor, mask: Tensor) -> float | None:
     """Mean colour difference across the mask's edge: between side by side pixels, one with mask 0."""
     near = surroundings(mask)
     values, under = picture[near].numpy(), (mask[near] > 0).numpy()
-    beside = under[:, 1:] != under[:, :-1]
-    below = under[1:] != under[:-1]
-    one = np.concatenate([values[:, 1:][beside], values[1:][below]])
-    other = np.concatenate([values[:, :-1][beside], values[:-1][below]])
-    return float(_length(lab(one) - lab(other)).mean()) if len(one) else None
+    distance, count = 0.0, 0
+    for rows in _bands(under):
+        upper = slice(max(rows.start - 1, 0), rows.stop)  # with the row above, for pairs across the border
+        beside, below = under[rows, 1:] != under[rows, :-1], under[upper][1:] != under[upper][:-1]
+        one = np.concatenate([values[rows, 1:][beside], values[upper][1:][below]])
+        other = np.concatenate([values[rows, :-1][beside], values[upper][:-1][below]])
+        distance += float(_length(lab(one) - lab(other)).sum())
+        count += len(one)
+    return distance / count if count else None
+
+
+def _bands(plane: Where) -> Iterator[slice]:
+    """The rows of a plane [H, W], some at a time."""
+    height, width = plane.shape
+    step = max(BAND_PIXELS // max(width, 1), 1)
+    return (slice(top, top + step) for top in range(0, height, step))
 
 
 def lab(srgb: NDArray[np.float32]) -> Doubles:
