@@ -1,5 +1,7 @@
 """What each method makes of a canvas and a mask, by node-by-node derivations of its own."""
 
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -7,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from overpaint_shared.errors import UnsupportedError
 from overpaint_shared.job import ControlnetInpaint, Img2Img, InpaintModel, LatentNoiseMask, VaeEncodeInpaint
 from overpaint_worker.engine.geometry import Size
-from overpaint_worker.engine.methods import Scene, begin, fit_hint
+from overpaint_worker.engine.methods import Scene, begin, fit_hint, vae_encode_inpaint
 from overpaint_worker.engine.sizing import centre_crop, pad_to_multiple
 
 WIDTH, HEIGHT = 45, 38
@@ -96,3 +98,12 @@ def test_a_hint_of_the_models_own_size_keeps_its_values(compat):
 def test_an_unknown_method_is_unsupported():
     with pytest.raises(UnsupportedError, match="smudge"):
         begin("smudge", scene(Img2Img(), compat=False))
+
+
+def test_growing_costs_about_the_same_for_any_window() -> None:
+    mask, spent = torch.rand(512, 512, generator=torch.Generator().manual_seed(5)), {}
+    for by in (8, 64):
+        began = time.thread_time()
+        vae_encode_inpaint.grown(mask, by)
+        spent[by] = time.thread_time() - began
+    assert spent[64] < 24 * spent[8] + 0.05  # a square window costs 64 times as much

@@ -31,4 +31,4 @@ def grown(mask: Tensor, by: int) -> Tensor:
     before = by // 2  # ceil((by - 1) / 2)
     after = by - 1 - before
     padded = F.pad(torch.round(mask)[None], (before, after, before, after))
-    return F.max_pool2d(padded, by, stride=1)[0]
+    return F.max_pool2d(F.max_pool2d(padded, (by, 1), stride=1), (1, by), stride=1)[0]
