@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from overpaint_worker.stopping import EXIT_DEVICE_FAULT, SETTLE_S, SIGNALS, Drain
+from tests.waiting import wait_until
 
 
 @dataclass
@@ -103,3 +104,15 @@ def test_a_stop_that_was_asked_for_exits_with_zero(world: World, drain: Drain) -
     os.kill(os.getpid(), signal.SIGINT)
     drain._run()
     assert world.told == ["closed", "left 0"]
+
+
+def test_a_defect_while_it_stops_does_not_keep_the_worker_for_ever(world: World, drain: Drain) -> None:
+    def broken() -> int:
+        world.now += SETTLE_S
+        raise RuntimeError("a bug")
+
+    world.release_all = broken  # type: ignore[method-assign]
+    drain.fail("its device is gone")
+    drain._thread.start()
+    assert drain.left.wait(10)
+    wait_until(lambda: world.told[-1:] == [f"left {EXIT_DEVICE_FAULT}"])

@@ -73,8 +73,8 @@ class Drain:
 
     def fail(self, reason: str) -> None:
         """The device is at fault: stop without grace, exit code `EXIT_DEVICE_FAULT`."""
-        log.critical("device at fault, the worker stops", action="worker.device_fault", reason=reason)
         self._fault = reason
+        log.critical("device at fault, the worker stops", action="worker.device_fault", reason=reason)
 
     def step(self) -> bool:
         """Do what is due; True when the worker may leave."""
@@ -95,11 +95,18 @@ class Drain:
         return now - self._released_at >= SETTLE_S  # a thread that hangs in a download is left behind
 
     def _run(self) -> None:
-        while not self.step():
+        while not self._step_or_tell():
             time.sleep(TICK_S)
         log.info("drained", action="worker.drained", left_behind=self._worker.busy())
         self.left.set()
         self._worker.leave(EXIT_DEVICE_FAULT if self._fault else 0)
+
+    def _step_or_tell(self) -> bool:
+        try:
+            return self.step()
+        except Exception:  # without this thread no signal would end the worker
+            log.exception("unexpected error", action="worker.unexpected")
+            return False
 
     def _count(self, _signal: int, _frame: FrameType | None) -> None:
         self._signals += 1  # no lock, no log: the signal may have come in the middle of one
