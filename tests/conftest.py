@@ -3,8 +3,8 @@
 import os
 from importlib.util import find_spec
 
-# Before torch is imported. Some bits depend on the number of threads, and on few cores several threads wait for
-# each other longer than they compute.
+# Before torch is imported. Some bits depend on the number of threads, and on few cores several threads wait
+# for each other longer than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["tests.device", "tests.weights"]
