@@ -125,7 +125,7 @@ class Job:
             note(action, self.id, None, error.code)
             raise
         note(action, self.id, record)
-        return dict((record.result or {}).get("files", {}))
+        return record.files
 
     def _done(self, timeout: float | None) -> JobRecord:
         record = self.status()

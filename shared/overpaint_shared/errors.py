@@ -199,6 +199,16 @@ class Problem:
         allowed = f" Allowed: {self.allowed}." if self.allowed else ""
         return visible(f"{where}{self.message}.{hint}{allowed}")
 
+    @classmethod
+    def from_json(cls, data: object) -> "Problem | None":
+        """The problem that `asdict` made; None for anything else."""
+        if not isinstance(data, dict):
+            return None
+        try:
+            return cls(**{key: value for key, value in data.items() if key in cls.__dataclass_fields__})
+        except TypeError:  # without a path or a message
+            return None
+
 
 class _Problems(OverpaintError):
     """An error made of several problems."""
@@ -225,11 +235,9 @@ class _Problems(OverpaintError):
         return super().to_json() | {"problems": [asdict(problem) for problem in self.problems]}
 
     def _restore(self, data: Mapping[str, Any]) -> None:
-        known = Problem.__dataclass_fields__
-        self.problems = [
-            Problem(**{key: value for key, value in problem.items() if key in known})
-            for problem in data.get("problems", ())
-        ]
+        found = data.get("problems")
+        problems = [Problem.from_json(each) for each in (found if isinstance(found, list) else ())]
+        self.problems = [each for each in problems if each is not None]
 
 
 class SpecError(_Problems):

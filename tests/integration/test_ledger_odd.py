@@ -268,6 +268,15 @@ def test_a_damaged_spec_or_result_is_shown_as_none(text: str, books: Ledger, red
     assert shown[0]["labels"] == {}
 
 
+@pytest.mark.parametrize("files", [None, 1, "x", ["a"], {"image.png": 1}])
+def test_a_result_with_damaged_files_has_none(files: object, books: Ledger, redis_client: redis.Redis):
+    books.submit([job("a")])
+    redis_client.hset("op:job:a", "result", json.dumps({"files": files}))
+    record = books.job("a")
+    assert record is not None
+    assert record.files == {}
+
+
 def test_a_damaged_record_is_told_to_who_asks_for_it(
     books: Ledger, redis_url: str, redis_client: redis.Redis
 ):

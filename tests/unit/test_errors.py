@@ -122,3 +122,9 @@ def test_an_archived_object_is_no_missing_permission(code: str, final: bool) -> 
     ):
         raise ClientError(answer, "GetObject")
     assert is_final(caught.value) is final
+
+
+@pytest.mark.parametrize("problems", [None, 1, "x", {"a": 1}, [1, {"path": "a"}, {}]])
+def test_an_error_whose_problems_are_damaged_is_still_told(problems: object) -> None:
+    again = OverpaintError.from_json({"code": "spec", "message": "is wrong", "problems": problems})
+    assert str(again) == "is wrong"

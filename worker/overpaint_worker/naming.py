@@ -7,7 +7,7 @@ whose reaper finds that this one is gone.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeGuard
+from typing import Final, TypeGuard
 
 from overpaint_shared.errors import DamagedRecord, StoreError
 from overpaint_shared.ledger import Done, Failed, Finished, JobRecord, Ledger, Outcome
@@ -67,11 +67,9 @@ class Named:
 
 def read(store: Store, record: JobRecord) -> Named | None:
     """The picture of a committed job, out of the store; None where its result names none."""
-    result: Mapping[str, Any] = record.result or {}
-    found, key = result.get("files"), result.get("key")
-    files: Mapping[str, Any] = found if isinstance(found, dict) else {}
+    files, key = record.files, (record.result or {}).get("key")
     picture = next((name for name in files if name.startswith(PICTURE)), None)
-    if picture is None or not isinstance(files[picture], str) or not _is_name(key, record.owner):
+    if picture is None or not _is_name(key, record.owner):
         return None
     data = store.get(files[picture], MAX_PICTURE_BYTES)
     return Named(record.id, record.owner, name_of(key, record.owner), content_type(picture), data)

@@ -12,7 +12,7 @@ from celery.worker import state as celery_state
 
 from overpaint_shared import __version__
 from overpaint_shared.errors import ServiceError
-from overpaint_shared.ledger import Claim, Ledger, Wakeup, WorkerRecord
+from overpaint_shared.ledger import Claim, JobState, Ledger, Wakeup, WorkerRecord
 from overpaint_shared.queues import make_app, publish, queue_name
 from overpaint_shared.settings import Limits, Settings
 from overpaint_shared.store import Store
@@ -145,9 +145,13 @@ class Node:
         except Exception as error:  # a reaper is asked again after a lease
             log.warning("picture not named", action="job.not_named", job=job_id, error=str(error))
             return
-        if finished is not None and finished.accepted:
+        if finished is None or not finished.accepted:
+            return
+        self.publish(finished.wakeups)
+        if finished.state is JobState.DONE:
             log.info("picture named for a lost worker", action="job.named", job=job_id)
-            self.publish(finished.wakeups)
+        else:
+            log.warning("picture not named: the job failed", action="job.not_named", job=job_id)
 
     def slot_freed(self) -> None:
         """Look for the next message at once."""

@@ -162,7 +162,7 @@ def _describe(record: "JobRecord") -> None:
         )
     if record.error is not None or record.fault is not None:
         facts.append(("why", describe_failure(record)))
-    facts += [("file", key) for key in ((record.result or {}).get("files") or {}).values()]
+    facts += [("file", key) for key in record.files.values()]
     table(facts[1:], tuple(map(str, facts[0])))
 
 

@@ -61,7 +61,7 @@ def _save(folder: Path, shot: Shot, files: Mapping[str, bytes]) -> Path:
 
 
 def _key(job: "Job") -> str:
-    return str((job.status().result or {})["files"]["image.png"])
+    return job.status().files["image.png"]
 
 
 def _sheet(folder: Path, wanted: list[Shot], files: list[dict[str, bytes]]) -> Path:

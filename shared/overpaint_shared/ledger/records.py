@@ -316,6 +316,13 @@ class JobRecord:
     spec_json: str | None = None
     """None in listings."""
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The storage keys of its files, by name; those of its result that can be used."""
+        found = (self.result or {}).get("files")
+        files = found.items() if isinstance(found, dict) else ()
+        return {name: key for name, key in files if isinstance(key, str)}
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, for `--json`. A spec that cannot be read is null."""
         plain = asdict(self) | {
