@@ -68,11 +68,13 @@ def shorten(value: object, longest: int = _LONGEST_VALUE) -> str:
         text.encode()  # a lone surrogate could not be printed
     except (TypeError, ValueError, RecursionError):
         text = ascii(value)
-    text = visible(text)
-    if len(text) <= longest:
-        return text
+    return _cut(visible(text), longest)
+
+
+def _cut(text: str, longest: int) -> str:
+    """The text, without its middle where it has more than `longest` characters."""
     half = (longest - 3) // 2
-    return f"{text[:half]}...{text[-half:]}"
+    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
 
 
 class OverpaintError(Exception):
@@ -183,7 +185,7 @@ class Problem:
     """One fault of a spec or of the settings."""
 
     path: str
-    """Where, as written in the file: `mask.ops[1].by`; empty for the whole."""
+    """Where, as written in the file: `mask.ops[1].by`; empty for the whole. A long one lacks its middle."""
     message: str
     """What is wrong, one line."""
     given: str | None = None
@@ -192,6 +194,10 @@ class Problem:
     """What may stand there."""
     suggestion: str | None = None
     """The nearest thing that would be right."""
+
+    def __post_init__(self) -> None:
+        if len(self.path) > _LONGEST_VALUE:  # a stranger's key
+            object.__setattr__(self, "path", _cut(self.path, _LONGEST_VALUE))
 
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path else ""

@@ -82,6 +82,11 @@ def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
     assert "Did you mean" in found["models.a.predicton"]
 
 
+def test_a_key_of_any_length_is_told_in_few_words(tmp_path: Path) -> None:
+    for text in (f"[models.a.{'x' * 300_000}]", f"[{'x' * 300_000}.a]", f"[models.{'x' * 300_000}]"):
+        assert max(map(len, problems(tmp_path, text).values())) < 1000
+
+
 def test_an_unknown_table_is_refused_with_the_nearest(tmp_path: Path) -> None:
     assert "Did you mean models?" in problems(tmp_path, '[model.a]\npath = "a"')["model"]
 
