@@ -85,7 +85,7 @@ class Kept:
 
     child: Child
     again: Callable[[], Child]
-    """Starts it anew; may raise ServiceError."""
+    """Starts it anew; may raise ServiceError, OSError and ValueError."""
     clock: Callable[[], float] = time.monotonic
     _restart: Restart = field(default_factory=Restart)
     _began: float = 0.0
@@ -106,8 +106,8 @@ class Kept:
         self._began = self.clock()
         try:
             self.child = self.again()
-        except ServiceError as error:
-            return self._ended(error.message.partition("\n")[0])
+        except (ServiceError, OSError, ValueError) as error:  # a full disk, no more processes, damaged keys
+            return self._ended(str(getattr(error, "message", error)).partition("\n")[0])
         return f"{self.child.name} was started again"
 
     def _ended(self, how: str) -> str:

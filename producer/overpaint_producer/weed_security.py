@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
         if len(argv) > 2 and os.geteuid() == 0:  # nobody else may give files away
             return _give(folder, *map(int, argv[2].split(":")))
         check_security(folder)
-    except OverpaintError as error:
+    except (OverpaintError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -115,7 +115,7 @@ def _give(folder: Path, uid: int, gid: int) -> int:
         os.setuid(uid)
         check_security(folder)
         status = 0
-    except OverpaintError as error:
+    except (OverpaintError, OSError) as error:
         print(error, file=sys.stderr)
     finally:
         sys.stderr.flush()

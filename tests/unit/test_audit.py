@@ -3,9 +3,12 @@
 import json
 from typing import Any
 
+import click
 import pytest
+import redis
 
 from overpaint_producer.cli import audit as command
+from overpaint_producer.cli import quota
 from overpaint_shared.ledger import audit
 from overpaint_shared.ledger.audit import AuditFilter, AuditLine, parse
 
@@ -76,3 +79,43 @@ def test_who_calls_is_short_and_without_control_characters(monkeypatch: pytest.M
 
 def test_the_command_knows_every_action() -> None:
     assert command.ACTIONS == audit.ACTIONS
+
+
+class Crowded:
+    """A Redis that closes the connection when an answer is longer than it may be."""
+
+    def __init__(self, sizes: list[int], most: int, away: bool = False) -> None:
+        self.sizes, self.most, self.away = sizes, most, away
+
+    def llen(self, _key: str) -> int:
+        return len(self.sizes)
+
+    def lrange(self, _key: str, start: int, end: int) -> list[str]:
+        if sum(self.sizes[start : end + 1]) > self.most or self.away:
+            raise redis.ConnectionError("Connection closed by server.")
+        return [entry(at=number) for number in range(start, end + 1)]
+
+    def ping(self) -> None:
+        if self.away:
+            raise redis.ConnectionError("refused")
+
+
+def test_entries_that_are_too_long_for_one_answer_are_read_in_several() -> None:
+    found = audit.trail(Crowded([8] * 20, most=64), "redis", AuditFilter(), 100)
+    assert (len(found.lines), found.unreadable) == (40, 0)
+
+
+def test_an_entry_that_no_answer_can_hold_hides_no_other() -> None:
+    found = audit.trail(Crowded([1, 1, 100, 1], most=64), "redis", AuditFilter(), 100)
+    assert (len(found.lines), found.unreadable) == (6, 2)
+
+
+def test_a_trail_of_a_redis_that_is_away_is_not_read_as_empty() -> None:
+    with pytest.raises(redis.ConnectionError, match="refused"):
+        audit.trail(Crowded([1], most=64, away=True), "redis", AuditFilter(), 100)
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "9" * 16, "-1", "x"])
+def test_a_limit_that_is_too_long_is_refused(value: str) -> None:
+    with pytest.raises(click.BadParameter, match="is no limit"):
+        quota.Limit().convert(value, None, None)

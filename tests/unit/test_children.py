@@ -85,3 +85,19 @@ def test_a_start_that_fails_counts_as_an_end() -> None:
     assert farm.kept.step() == (
         "worker ended by itself (Redis did not answer within 30 s.); it is started again in 2 s"
     )
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space"), ValueError("keys.json\nis damaged")])
+def test_a_start_that_the_machine_refuses_is_tried_again(error: Exception) -> None:
+    farm = Farm()
+
+    def refused() -> Child:
+        raise error
+
+    farm.kept.again = refused
+    farm.die()
+    farm.now += 1
+    assert str(error).partition("\n")[0] in str(farm.kept.step())
+    farm.kept.again = farm.again
+    farm.now += 2
+    assert farm.kept.step() == "worker was started again"

@@ -142,6 +142,16 @@ def test_versions_of_redis_with_known_holes_are_told(version: str, *, good: bool
         ({"scripts": "this user has no permissions to run 'script|load'"}, "redis.scripts", "skipped"),
         ({"users": Unknown("no right")}, "redis.users", "skipped"),
         ({"users": ["user default off -@all", *SERVER.users[1:]]}, "redis.default_user", "wrong"),
+        (
+            {"users": ["user default on #1 ~a:* -@all", *SERVER.users[1:]]},
+            "redis.default_user",
+            "wrong",
+        ),
+        (
+            {"users": ["user default off ~* &* +@all -@write -evalsha", *SERVER.users[1:]]},
+            "redis.default_user",
+            "wrong",
+        ),
         ({"users": ["user default on nopass ~* +@all", *SERVER.users[1:]]}, "redis.default_user", "wrong"),
         ({"users": [*SERVER.users[:1], *SERVER.users[2:]]}, "redis.roles", "warn"),
         (

@@ -111,3 +111,24 @@ def test_each_worker_serves_its_metrics_on_a_port_of_its_own(monkeypatch: pytest
     assert [command[-1] for command in commands] == ["9808", "9809"]
     supervisor.supervise(["--device", "all"], None)
     assert "--metrics-port" not in commands[-1]
+
+
+def test_a_worker_that_the_machine_cannot_start_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, cpu="")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as full:
+        full.setattr(
+            "overpaint_worker.supervisor.subprocess.Popen",
+            refuse,
+        )
+        assert not world.supervisor.step()
+    assert not world.supervisor.step()
+    assert world.life("cpu") == ""
+    world.now += 1
+    world.until(lambda: False)  # until it has ended
+    assert world.life("cpu") == "born "

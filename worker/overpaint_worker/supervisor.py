@@ -129,11 +129,15 @@ class Supervisor:
             post.code = max(status, 0) if status >= 0 else 128 - status
             log.info("worker ended", action="supervisor.ended", device=post.device, status=status)
             return
-        pause = post.restart.pause_s(self._clock() - post.started)
-        post.due = self._clock() + pause
+        pause = self._pause(post)
         log.warning(
             "worker failed", action="supervisor.failed", device=post.device, status=status, again_in_s=pause
         )
+
+    def _pause(self, post: _Post) -> float:
+        pause = post.restart.pause_s(self._clock() - post.started)
+        post.due = self._clock() + pause
+        return pause
 
     def _start(self, post: _Post) -> None:
         if self._stopping.is_set():
@@ -141,11 +145,22 @@ class Supervisor:
             return
         post.started = self._clock()
         # Their own process groups: a terminal's Ctrl-C must reach them once, from here, not twice.
-        post.popen = subprocess.Popen(
-            post.command,
-            process_group=0,
-            preexec_fn=partial(_end_with, os.getpid()),  # noqa: PLW1509  # this process has no other threads
-        )
+        try:
+            post.popen = subprocess.Popen(
+                post.command,
+                process_group=0,
+                preexec_fn=partial(_end_with, os.getpid()),  # noqa: PLW1509  # no other threads are here
+            )
+        except (
+            OSError,
+            subprocess.SubprocessError,
+        ) as error:  # no memory or no process is left now
+            pause = self._pause(post)
+            log.warning(
+                "worker cannot be started",
+                action="supervisor.failed", device=post.device, error=str(error), again_in_s=pause,
+            )  # fmt: skip
+            return
         log.info("worker started", action="supervisor.started", device=post.device, worker_pid=post.popen.pid)
 
     def _pass_on(self, number: int) -> None:

@@ -29,7 +29,7 @@ class Limit(click.ParamType):  # type: ignore[type-arg]
         """The number, or `default`."""
         if value == "default" or isinstance(value, int):
             return str(value) if isinstance(value, str) else value
-        if not (value.isascii() and value.isdigit() and int(value) <= MOST):
+        if not (value.isascii() and value.isdigit() and len(value) <= len(str(MOST))):
             self.fail(f"{value!r} is no limit; write a number, 0 for no limit, or default", param, ctx)
         return int(value)
 

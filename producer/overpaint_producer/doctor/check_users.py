@@ -23,20 +23,27 @@ def check(facts: RedisFacts) -> Iterator[Finding]:
 
 def default(rights: list[str], facts: RedisFacts) -> Finding:
     """Nobody logs in as `default` without a password, and it may replay the append-only file."""
-    if "on" in rights:
-        if "nopass" not in rights:
-            return ok("redis.default_user", "the user default needs a password")
+    if not _all_rights(rights):
+        return wrong(
+            "redis.default_user",
+            "the user default lacks rights, but the server replays its append-only file as this user: a "
+            "restart loses jobs",
+            f"write `{REPLAY}` into the file of users, and ACL LOAD",
+        )
+    if "off" in rights:
+        return ok("redis.default_user", "the user default is off, and may replay the append-only file")
+    if "nopass" in rights:
         fix = f"give each role its own user (deploy/valkey/users.acl.template), and set `{REPLAY}`"
         text = "whoever reaches the server may do everything: the user default needs no password"
         return (warn if facts.is_local else wrong)("redis.default_user", text, fix)
-    if "+@all" in rights and ("~*" in rights or "allkeys" in rights):
-        return ok("redis.default_user", "the user default is off, and may replay the append-only file")
-    return wrong(
-        "redis.default_user",
-        "the user default lacks rights, but the server replays its append-only file as this user: a restart "
-        "loses jobs",
-        f"write `{REPLAY}` into the file of users, and ACL LOAD",
-    )
+    return ok("redis.default_user", "the user default needs a password")
+
+
+def _all_rights(rights: list[str]) -> bool:
+    """Every command on every key. ACL LIST gives the words in their order: a later `-` takes away."""
+    if "+@all" not in rights or not {"~*", "allkeys"} & set(rights):
+        return False
+    return not any(word.startswith("-") for word in rights[rights.index("+@all") :])
 
 
 def roles(users: dict[str, list[str]], facts: RedisFacts) -> Finding:

@@ -193,10 +193,19 @@ def _newest(client: Client, key: str, wanted: AuditFilter, limit: int) -> tuple[
     """Lines of one list, newest first, and how many entries could not be read before there were enough."""
     found: list[AuditLine] = []
     unreadable = 0
-    end = int(tolerated(client.llen, key) or 0)
+    end, chunk = int(tolerated(client.llen, key) or 0), _CHUNK
     while end > 0 and len(found) < limit:
-        start = max(0, end - _CHUNK)
-        for text in reversed(tolerated(client.lrange, key, start, end - 1) or ()):
+        start = max(0, end - chunk)
+        try:
+            texts = tolerated(client.lrange, key, start, end - 1) or ()
+        except (redis.ConnectionError, redis.TimeoutError):
+            # Redis closes a connection whose answer is too long; a producer may have written long entries.
+            client.ping()  # raises where Redis is away
+            if chunk == 1:
+                unreadable, end = unreadable + 1, start
+            chunk = max(1, chunk // 2)
+            continue
+        for text in reversed(texts):
             line = parse(text, key)
             unreadable += line is None
             if line is not None and wanted.wants(line):
