@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from overpaint_producer.client import Farm
 from overpaint_shared.errors import (
@@ -266,3 +267,11 @@ def test_a_full_redis_still_tells_of_cancels(own_redis: Shipped) -> None:
         client.config_set("maxmemory", "1")
         assert farm.ledger.cancel("a").state is JobState.CANCELLED
         assert [line.action for line in operator.ledger.audit().lines] == ["submit", "cancel"]
+
+
+def test_long_fields_of_a_producer_hide_no_other_job(farm: Farm, trail: Trail, shipped: Shipped) -> None:
+    ids = [farm.submit(job()).id for _ in range(9)]
+    with redis.Redis.from_url(shipped.settings("producer").redis_url) as producer:
+        for job_id in ids:
+            producer.hset(f"op:job:{job_id}", "labels", b"x" * 8_000_000)
+    assert len(trail.farm.ledger.jobs(limit=100)) == 9

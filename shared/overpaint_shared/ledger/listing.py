@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from heapq import merge
 from typing import Any, Final
 
+import redis
 from redis.exceptions import ResponseError
 
 from overpaint_shared.errors import DamagedRecord, shorten
@@ -128,6 +129,18 @@ def group(client: Client, owner: str, name: str) -> list[str]:
 
 def records(client: Client, ids: list[str], *, specs: bool = False) -> list[JobRecord]:
     """Those of the records that are there and can be read."""
+    try:
+        return _records(client, ids, specs)
+    except redis.ConnectionError:
+        # Redis closes a connection whose answer is too long; a producer may have written long fields.
+        if len(ids) < 2:
+            raise
+        client.ping()  # raises where Redis is away
+        half = len(ids) // 2
+        return records(client, ids[:half], specs=specs) + records(client, ids[half:], specs=specs)
+
+
+def _records(client: Client, ids: list[str], specs: bool) -> list[JobRecord]:
     with client.pipeline(transaction=False) as pipe:
         for job_id in ids:
             pipe.hgetall(f"op:job:{job_id}")
