@@ -48,6 +48,7 @@ EXIT_SERVICE: Final = 3
 EXIT_INTERRUPTED: Final = 130
 
 _LONGEST_VALUE = 200
+_LONGEST_TEXT = 2000
 _BY_CODE: dict[str, type["OverpaintError"]] = {}
 
 
@@ -196,8 +197,11 @@ class Problem:
     """The nearest thing that would be right."""
 
     def __post_init__(self) -> None:
-        if len(self.path) > _LONGEST_VALUE:  # a stranger's key
-            object.__setattr__(self, "path", _cut(self.path, _LONGEST_VALUE))
+        """Cut what a stranger's keys and values of any length have made long."""
+        object.__setattr__(self, "path", _cut(self.path, _LONGEST_VALUE))
+        for name in ("message", "given", "allowed"):
+            if (text := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _cut(text, _LONGEST_TEXT))
 
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path else ""

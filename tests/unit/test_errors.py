@@ -128,3 +128,11 @@ def test_an_archived_object_is_no_missing_permission(code: str, final: bool) -> 
 def test_an_error_whose_problems_are_damaged_is_still_told(problems: object) -> None:
     again = OverpaintError.from_json({"code": "spec", "message": "is wrong", "problems": problems})
     assert str(again) == "is wrong"
+
+
+def test_a_problem_is_told_in_few_words_however_long_a_strangers_words_are() -> None:
+    long = "x" * 300_000
+    problem = Problem(path=long, message=f"leads to node {long}", given=long, allowed=long)
+    assert len(str(problem)) < 5000
+    assert len(json.dumps(vars(problem))) < 7000
+    assert problem.message.startswith("leads to node x")
