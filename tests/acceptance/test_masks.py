@@ -71,8 +71,9 @@ def test_what_is_wrong_with_a_mask_is_said_in_words(what, folder, tmp_path, segm
 def test_a_receipt_is_rendered_again_from_pictures_of_any_name(folder, tmp_path, tiny_registry):
     mask = {"from": "image", "image": "pictures/mask_odd.png"}
     first = overpaint(
-        "render", job(folder, mask=mask), "--registry", tiny_registry, "--out", "out", cwd=tmp_path
-    )
+        "render", job(folder, mask=mask), "--registry", tiny_registry, "--threads", "3", "--out", "out",
+        cwd=tmp_path,
+    )  # fmt: skip
     assert first.returncode == 0, first.stderr
     lost = overpaint("rerender", "out/receipt.json", "--registry", tiny_registry, cwd=tmp_path)
     assert lost.returncode == 1
@@ -88,6 +89,7 @@ def test_a_receipt_is_rendered_again_from_pictures_of_any_name(folder, tmp_path,
     assert said["changed"] == []
     one, other = ((tmp_path / name / "image.png").read_bytes() for name in ("out", "again"))
     assert np.array_equal(pixels(one), pixels(other))
+    assert json.loads((tmp_path / "again/receipt.json").read_text())["device"]["threads"] == 3
 
     receipt = json.loads((tmp_path / "out/receipt.json").read_text())
     receipt["spec"]["sampling"]["seed"] = 43

@@ -63,7 +63,12 @@ def test_the_receipt_says_what_made_the_picture(told):
     data = (INPUTS / "img64.png").read_bytes()
     assert receipt["inputs"]["img64.png"] == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     assert len(receipt["model"]["sha256"]) == 64
-    assert receipt["device"] == {"device": str(DEVICE), "name": receipt["device"]["name"], "dtype": "float32"}
+    assert receipt["device"] == {
+        "device": str(DEVICE),
+        "name": receipt["device"]["name"],
+        "dtype": "float32",
+        "threads": 1,
+    }
     assert {"overpaint", "torch", "diffusers", "transformers"} <= receipt["versions"].keys()
     assert set(STAGES) < set(receipt["seconds"])
     assert receipt["evaluations"] == {"count": 3, "rows_each": 2, "alone": False, "by_company": {"1": 3}}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from overpaint_shared.errors import InputError
 from overpaint_shared.settings import Limits
-from overpaint_worker.rerender import LARGEST_RECEIPT, compare, find_inputs, in_words, read_receipt
+from overpaint_worker.rerender import LARGEST_RECEIPT, _threads, compare, find_inputs, in_words, read_receipt
 
 DATA = b"bytes that stand for a picture"
 
@@ -51,6 +51,22 @@ def test_the_pictures_are_found_by_their_digest_whatever_they_are_called(tmp_pat
     (tmp_path / "other.bin").write_bytes(DATA)
     read = read_receipt(written(tmp_path, receipt()))
     assert find_inputs(read, [tmp_path]) == {"photo.png": DATA}
+
+
+@pytest.mark.parametrize(
+    ("device", "threads"),
+    [
+        ({"threads": 3}, 3),
+        ({"threads": 0}, None),
+        ({"threads": "3"}, None),
+        ({"threads": 10**9}, None),
+        ([], None),
+    ],
+)
+def test_it_is_rendered_with_the_threads_that_the_receipt_names(
+    tmp_path: Path, device: object, threads: int | None
+) -> None:
+    assert _threads(read_receipt(written(tmp_path, receipt(device=device)))) == threads
 
 
 def test_the_working_folder_is_looked_in_for_the_names_that_the_job_gave_alone(tmp_path: Path) -> None:

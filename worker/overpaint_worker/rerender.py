@@ -19,6 +19,7 @@ from overpaint_worker.here import engine_options, read_picture, render_here, wri
 from overpaint_worker.terminal import bar, quiet_logs
 
 LARGEST_RECEIPT: Final = 16 * 2**20
+MOST_THREADS: Final = 1024
 NAME_FOLDER: Final = "name the folder that holds it by --inputs"
 _COMPARED: Final = ("model", "segmenters", "device", "versions")
 """Parts of a receipt that can explain another picture."""
@@ -84,7 +85,7 @@ def rerender(  # noqa: PLR0917 - click calls it by name
     quiet_logs(as_json=as_json)
     read = read_receipt(receipt)
     inputs = find_inputs(read, [receipt.parent, *folders], named_in=Path())
-    options = engine_options(registry, device, threads)
+    options = engine_options(registry, device, threads or _threads(read))
     with bar(show=not quiet and not as_json) as show:
         done = render_here(read.spec, inputs, options, show)
     if out is not None:
@@ -197,6 +198,14 @@ def compare(receipt: Receipt, files: Mapping[str, bytes]) -> dict[str, Any]:
         except InputError as error:
             about["not_compared"] = str(error)
     return about
+
+
+def _threads(receipt: Receipt) -> int | None:
+    """Torch's threads where the old picture was rendered; None where a receipt of before does not say."""
+    match receipt.whole.get("device"):
+        case {"threads": int(threads)} if 1 <= threads <= MOST_THREADS:
+            return threads
+    return None
 
 
 def _in_company(receipt: Receipt) -> bool:

@@ -58,11 +58,14 @@ def set_up_torch(threads: int) -> None:
 
 def describe(device: torch.device) -> DeviceInfo:
     """Name and memory of a device."""
+    threads = torch.get_num_threads()
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        return DeviceInfo(device=str(device), name=properties.name, memory_total=properties.total_memory)
+        memory = properties.total_memory
+        return DeviceInfo(device=str(device), name=properties.name, memory_total=memory, threads=threads)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return DeviceInfo(device="cpu", name=platform.processor() or platform.machine(), memory_total=memory)
+    name = platform.processor() or platform.machine()
+    return DeviceInfo(device="cpu", name=name, memory_total=memory, threads=threads)
 
 
 def build(

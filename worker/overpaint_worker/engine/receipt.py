@@ -29,6 +29,8 @@ class DeviceInfo:
     name: str
     memory_total: int
     """Bytes."""
+    threads: int
+    """Of torch, within one operation: on a CPU the last bits depend on how many there are."""
 
 
 @cache

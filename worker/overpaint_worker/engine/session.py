@@ -372,7 +372,7 @@ class Session:
             "weights": self._weights(),
             "segmenters": self._segmenters(),
             "device": {"device": self._house.device.device, "name": self._house.device.name,
-                       "dtype": _dtype(self.trajectory)},
+                       "dtype": _dtype(self.trajectory), "threads": self._house.device.threads},
             "versions": versions(),
             "size": {"width": packed.width, "height": packed.height,
                      "model_width": ready.fit.model.width, "model_height": ready.fit.model.height},
