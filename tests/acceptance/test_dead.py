@@ -118,3 +118,16 @@ def test_a_damaged_entry_of_the_history_is_passed_over(
     assert len(farm.ledger.history(job_id).attempts) == 4
     farm.ledger._client.set(f"op:attempts:{job_id}", "of another type")
     assert farm.ledger.history(job_id).attempts == ()
+
+
+def test_a_fault_that_a_job_survived_is_no_reason_of_its_end(shell: Shell, farm: Farm, hand: Hand) -> None:
+    done, stopped = (farm.submit(job(), folder=shell.folder).id for _ in range(2))
+    for job_id in (done, stopped):
+        hand.crash(job_id, hand.claim(job_id).token)
+    assert "last fault" in shell.overpaint("status", done).out
+    hand.render(done)
+    farm.job(stopped).cancel()
+    shown = shell.overpaint("status", done, stopped).out
+    assert "why" not in shown
+    assert "fault" not in shown
+    assert "signal 11" not in shell.overpaint("watch", done, stopped).err

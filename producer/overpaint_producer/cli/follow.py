@@ -118,4 +118,6 @@ def describe_failure(record: "JobRecord") -> str:
 
     if record.error is not None:
         return f"{record.state}: {OverpaintError.from_json(record.error)}"
-    return f"{record.state}: {record.fault}" if record.fault else str(record.state)
+    # A job that somebody cancelled may have had a fault before, which did not end it.
+    told = record.fault and record.state != "cancelled"
+    return f"{record.state}: {record.fault}" if told else str(record.state)

@@ -160,8 +160,10 @@ def _describe(record: "JobRecord") -> None:
         facts.append(
             ("attempts", f"{record.attempt} ({record.crashes} crashes, {record.lost_hosts} lost workers)")
         )
-    if record.error is not None or record.fault is not None:
+    if record.error is not None:
         facts.append(("why", describe_failure(record)))
+    elif record.fault is not None and record.ended is None:
+        facts.append(("last fault", record.fault))  # of an attempt before
     facts += [("file", key) for key in record.files.values()]
     table(facts[1:], tuple(map(str, facts[0])))
 

@@ -31,7 +31,7 @@ def jobs(facts: FarmFacts) -> Iterator[Finding]:
     if dead := facts.counts.get(JobState.DEAD, 0):
         yield warn(
             "farm.dead",
-            f"{dead} jobs were given up because engines or workers died with them",
+            f"jobs that were given up because engines or workers died with them: {dead}",
             "see why: overpaint dead list --all-owners; then replay or discard them",
         )
 
@@ -58,7 +58,7 @@ def quarantine(facts: FarmFacts) -> Finding:
         return ok("farm.quarantine", "nothing was put aside")
     return warn(
         "farm.quarantine",
-        f"{facts.quarantined} damaged or foreign entries were put aside",
+        f"damaged or foreign entries that were put aside: {facts.quarantined}",
         "look at them (LRANGE op:quarantine 0 -1), find who writes them, then DEL op:quarantine",
     )
 
@@ -71,7 +71,7 @@ def workers(facts: FarmFacts) -> Iterator[Finding]:
     if not facts.workers:
         yield wrong("farm.workers", "no worker is alive, so no job is rendered", START_WORKER)
         return
-    yield ok("farm.workers", f"{len(facts.workers)} workers are alive")
+    yield ok("farm.workers", f"workers that are alive: {len(facts.workers)}")
     yield versions(facts.workers, facts.version)
 
 

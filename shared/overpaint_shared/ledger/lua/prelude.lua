@@ -355,9 +355,11 @@ end
 local function is_late(job, at) return job.deadline and tonumber(job.deadline) <= at end
 
 local function late_error(job)
+  local time = string.format('%g seconds', job.deadline_s)
   return cjson.encode({code = 'deadline', field = 'deadline_s', value = tonumber(job.deadline_s),
-    message = 'the job did not end within its ' .. job.deadline_s .. ' seconds',
-    fix = 'allow it more seconds, or replay it: its time begins anew'})
+    message = (job.attempt or '0') == '0' and 'the job waited in the queue for all of its ' .. time
+      or 'the job did not end within its ' .. time,
+    fix = 'allow it more seconds, or replay it: then its seconds are counted from the start'})
 end
 
 -- A job whose time is over ends here, whether it waited or its attempt ended without a result.
