@@ -47,7 +47,7 @@ def test_validate_refuses_each_picture_that_submit_would_refuse(bare: Shell) -> 
     (bare.folder / "a.json").write_text(json.dumps(job(source={"image": "gone.png"}, mask=mask)))
     result = bare.overpaint("validate", "a.json")
     assert (result.code, result.out) == (1, "")
-    assert "source.image: cannot read gone.png: No such file" in result.err
+    assert result.err.startswith("overpaint: a.json: source.image: cannot read gone.png: No such file")
     assert "mask.image: text.png is not a picture" in result.err
     (told,) = bare.overpaint("validate", "a.json", "--json").lines
     assert (told["ok"], told["error"]["code"], told["error"]["field"]) == (False, "input", "source.image")

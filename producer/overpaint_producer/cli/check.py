@@ -151,7 +151,8 @@ def _tell(outcome: "Draft | SpecError", check: Check, *, as_json: bool) -> int:
             }
         )
     elif error is not None:
-        say(f"overpaint: {error}")
+        file = f"{where}: " if isinstance(error, InputError) else ""  # the others name it themselves
+        say(f"overpaint: {file}{error}")
     else:
         tell(f"{where}: ok")
         for warning in warnings:
