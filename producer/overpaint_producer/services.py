@@ -166,7 +166,7 @@ def start_s3(
     """
     program = find_weed()
     folder = private_folder(folder.resolve())
-    keys = json.loads(_kept(folder / "keys.json", _new_keys))
+    keys = _keys(folder / "keys.json")
     return _with_ports(
         folder,
         free_s3_ports,
@@ -269,6 +269,15 @@ def _quick_client(service: S3Service) -> Iterator[Callable[[], bool]]:
         yield answers
     finally:
         client.close()
+
+
+def _keys(path: Path) -> dict[str, str]:
+    """The access key and the secret key of a folder, made on the first call. Raises ServiceError."""
+    try:
+        found = json.loads(_kept(path, _new_keys))
+        return {name: str(found[name]) for name in ("accessKey", "secretKey")}
+    except (ValueError, LookupError, TypeError) as error:
+        raise ServiceError(f"{path} holds no keys of S3.", fix="delete it: new keys are made") from error
 
 
 def _new_keys() -> str:

@@ -151,10 +151,7 @@ class Supervisor:
                 process_group=0,
                 preexec_fn=partial(_end_with, os.getpid()),  # noqa: PLW1509  # no other threads are here
             )
-        except (
-            OSError,
-            subprocess.SubprocessError,
-        ) as error:  # no memory or no process is left now
+        except (OSError, subprocess.SubprocessError) as error:  # no memory or no process is left now
             pause = self._pause(post)
             log.warning(
                 "worker cannot be started",
